@@ -1,0 +1,1 @@
+"""Drivers that run machines.  They take and return values and never see the store."""

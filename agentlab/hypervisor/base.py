@@ -1,0 +1,209 @@
+"""What a hypervisor driver promises.  The docstrings are the contract; one suite tests all drivers.
+
+Every method may be called again and returns quietly when things are already as asked.
+Errors: NotFound (no such machine or template, where absence is not success), NotOurs (it does
+not carry the owner that we gave), Conflict, Unsupported, Unavailable (worth a retry),
+DeadlineExceeded.  All sizes are MiB, all times seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Protocol
+
+
+class Power(StrEnum):
+    """Whether the machine's virtual CPUs exist and run."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What this driver can do, as data."""
+
+    accelerator: str  # "kvm", "tcg", or "" where the hypervisor decides by itself
+    slowness: float  # factor for every deadline that waits for a guest; 1.0 with KVM
+    memory_start: bool  # machines start from a memory snapshot of the booted template
+    volumes: bool = False
+    snapshots: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine as the inventory shows it; `owner` is "" for one that carries no mark of ours."""
+
+    vmid: int
+    name: str
+    owner: str
+    power: Power
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """One network interface: all of it is decided before the machine has power."""
+
+    tap: str
+    mac: str
+    address: IPv4Interface
+    gateway: IPv4Address
+    dns: tuple[IPv4Address, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """What a clone is given before its first power-on."""
+
+    hostname: str
+    cores: int
+    memory: int
+    disk: int  # root disk; a template's larger disk is never shrunk
+    nic: Nic
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    """What a program in the guest said.  `truncated` when the agent left some output out."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GuestInterface:
+    """An interface as the guest itself reports it: a claim, not a fact."""
+
+    name: str
+    mac: str
+    addresses: tuple[IPv4Address, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A template that machines can be cloned from."""
+
+    name: str
+    ready: bool
+    detail: str = ""
+
+
+class Machines(Protocol):
+    """Machines from clone to destroy."""
+
+    def inventory(self) -> Sequence[Machine]:
+        """All machines of the hypervisor, strangers too, in one call.
+
+        Raises Unavailable when it cannot be read whole: a partial list is never returned.
+        """
+        ...
+
+    def templates(self) -> Sequence[Template]:
+        """The templates that the hypervisor knows, ready or not."""
+        ...
+
+    def clone(self, template: str, vmid: int, *, name: str, owner: str, full: bool = False) -> None:
+        """Makes a stopped machine from a template, and writes `owner` into it in the same call.
+
+        Ours already: returns.  Another's: NotOurs.  No such template: NotFound.
+        A clone that was cut off half-way is finished or done again.
+        """
+        ...
+
+    def configure(self, vmid: int, spec: MachineSpec, *, owner: str) -> None:
+        """Sets resources, address and name of a stopped machine; NotFound, NotOurs."""
+        ...
+
+    def start(self, vmid: int, *, owner: str) -> None:
+        """Gives power.  Returns when the virtual CPUs run; the guest may still be booting.
+
+        The tap of its Nic must exist and be fenced already.  Running: returns.
+        """
+        ...
+
+    def shutdown(self, vmid: int, *, owner: str, timeout: float) -> bool:
+        """Asks the guest to power off; True when it did within `timeout`."""
+        ...
+
+    def stop(self, vmid: int, *, owner: str) -> None:
+        """Takes power away at once.  Stopped or absent: returns."""
+        ...
+
+    def pause(self, vmid: int, *, owner: str) -> None:
+        """Halts the virtual CPUs; memory stays."""
+        ...
+
+    def resume(self, vmid: int, *, owner: str) -> None:
+        """Lets paused virtual CPUs run on."""
+        ...
+
+    def status(self, vmid: int) -> Machine | None:
+        """One machine, or None when the hypervisor is sure that there is none."""
+        ...
+
+    def destroy(self, vmid: int, *, owner: str) -> None:
+        """Removes the machine and its disks, running or not.  Absent: returns.  Not ours: NotOurs."""
+        ...
+
+
+class Snapshots(Protocol):
+    """Snapshots of the root disk of a stopped machine, or of a running one with its memory."""
+
+    def snapshot(self, vmid: int, name: str, *, owner: str) -> None:
+        """Takes a snapshot of the disk; a name that exists: Conflict, unless it is stopped and the same."""
+        ...
+
+    def rollback(self, vmid: int, name: str, *, owner: str) -> None:
+        """Puts the stopped machine's root disk back; NotFound for an unknown name."""
+        ...
+
+    def snapshots(self, vmid: int) -> Sequence[str]:
+        """Names, oldest first."""
+        ...
+
+    def delete_snapshot(self, vmid: int, name: str, *, owner: str) -> None:
+        """Absent: returns."""
+        ...
+
+
+class Guest(Protocol):
+    """The guest agent of a running machine.  All that comes back is hostile input."""
+
+    def ready(self, vmid: int, spec: MachineSpec) -> bool:
+        """True when the agent answers and the guest has its own fresh identity and `spec.nic.address`.
+
+        Never blocks for more than a few seconds; False means "not yet".
+        """
+        ...
+
+    def ping(self, vmid: int) -> bool:
+        """True when the agent answers."""
+        ...
+
+    def file_write(self, vmid: int, path: str, content: bytes, *, mode: int = 0o600) -> None:
+        """Writes a small file (≤ 64 KiB) whole, as root: a reader sees all of it or nothing."""
+        ...
+
+    def exec(
+        self, vmid: int, argv: Sequence[str], *, stdin: bytes = b"", timeout: float
+    ) -> ExecResult:
+        """Runs a program as root and waits for its end; DeadlineExceeded leaves it running."""
+        ...
+
+    def interfaces(self, vmid: int) -> Sequence[GuestInterface]:
+        """IPv4 addresses as the guest reports them."""
+        ...
+
+
+class Hypervisor(Machines, Snapshots, Guest, Protocol):
+    """A whole driver.  Templates are built by `TemplateBuilder`, where there is one."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...

@@ -1,0 +1,139 @@
+"""The one place that starts processes.  Arguments are lists, never shell text; all have deadlines."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from agentlab.errors import AgentLabError, DeadlineExceeded, Unsupported
+
+_TAIL = 2000  # characters of output that an error message carries
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A process that has ended: its status (negative: the signal) and its output, as bytes."""
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def text(self) -> str:
+        return self.stdout.decode(errors="replace")
+
+
+class CommandFailed(AgentLabError):
+    """A program ended with a status other than 0; `completed` holds what it said."""
+
+    code = "command_failed"
+
+    def __init__(self, completed: Completed) -> None:
+        said = (completed.stderr or completed.stdout).decode(errors="replace").strip()[-_TAIL:]
+        super().__init__(
+            f"{shlex.join(completed.argv[:6])} ended with status {completed.status}: {said}"
+        )
+        self.completed = completed
+
+
+def _missing(program: str) -> Unsupported:
+    return Unsupported(
+        f"cannot run {program}: not installed",
+        hint=f"install the package that has {program}, and see that it is in PATH",
+    )
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    timeout: float,
+    stdin: bytes | None = None,
+    check: bool = True,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    output: IO[bytes] | None = None,
+) -> Completed:
+    """Runs a program to its end in a process group of its own, which a time-out kills whole.
+
+    `timeout` is in seconds.  `env` is added to our own environment; LC_ALL is C.UTF-8.
+    With `output`, stdout and stderr go to that file and `Completed` holds empty bytes.
+    Raises CommandFailed (with `check`), DeadlineExceeded, Unsupported when not installed.
+    """
+    words = tuple(str(word) for word in argv)
+    try:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+            stdout=output or subprocess.PIPE,
+            stderr=subprocess.STDOUT if output else subprocess.PIPE,
+            cwd=cwd,
+            env={**os.environ, "LC_ALL": "C.UTF-8", **(env or {})},
+            start_new_session=True,
+        )
+    except FileNotFoundError as missing:
+        raise _missing(words[0]) from missing
+    try:
+        stdout, stderr = process.communicate(stdin, timeout)
+    except BaseException as stopped:
+        kill_group(process)
+        if isinstance(stopped, subprocess.TimeoutExpired):
+            raise DeadlineExceeded(
+                f"{shlex.join(words[:6])} took longer than {timeout:g} s"
+            ) from stopped
+        raise
+    completed = Completed(words, process.returncode, stdout or b"", stderr or b"")
+    if check and completed.status != 0:
+        raise CommandFailed(completed)
+    return completed
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kills a process that has a session of its own, with all its children, and reaps it."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def spawn(
+    argv: Sequence[str | Path],
+    *,
+    stdin: int | IO[bytes] | None = None,
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+    user: str | None = None,
+) -> subprocess.Popen[bytes]:
+    """Starts a program in a session of its own, so that it outlives us; no deadline.
+
+    `env` is the whole environment when given.  A standard stream that is None is /dev/null.
+    """
+    words = [str(word) for word in argv]
+    try:
+        return subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
+            stdout=subprocess.DEVNULL if stdout is None else stdout,
+            stderr=subprocess.DEVNULL if stderr is None else stderr,
+            cwd=cwd,
+            env=env,
+            pass_fds=pass_fds,
+            start_new_session=True,
+            user=user,
+            group=user,
+            extra_groups=[] if user else None,
+        )
+    except FileNotFoundError as missing:
+        if cwd is not None and not cwd.is_dir():
+            raise
+        raise _missing(words[0]) from missing
