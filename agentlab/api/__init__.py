@@ -1,0 +1,1 @@
+"""The contract between daemon and client; both sides import it and meet nowhere else."""

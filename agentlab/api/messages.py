@@ -1,0 +1,235 @@
+"""What goes over the wire, both ways.  Times are seconds since the epoch, sizes bytes unless named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from agentlab.api.codec import limit
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """An empty request."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorBody:
+    """An error, as every endpoint gives it."""
+
+    error: str
+    code: str
+    hint: str = ""
+    details: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The daemon at a glance; `jobs` and `sandboxes` count by state, finished ones left out."""
+
+    version: str
+    commit: str
+    python: str
+    pid: int
+    started: float
+    hypervisor: str
+    accelerator: str
+    data_dir: str
+    resident: int
+    jobs: dict[str, int]
+    sandboxes: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RepoRequest:
+    """A git URL, or the sha256 of a bundle sent before; `depth` 0 is the whole history."""
+
+    url: str = limit(4096, default="")
+    bundle: str = limit(64, default="")
+    ref: str = limit(1024, default="")
+    depth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """A job as asked for.  `ttl` is a duration like `30m`, "" for the profile's."""
+
+    repo: RepoRequest
+    task: str
+    profile: str = limit(64)
+    mode: str = limit(64, default="")
+    ttl: str = limit(32, default="")
+    env: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanView:
+    """What would be done for a job, without doing it; sizes in MiB, times in seconds."""
+
+    profile: str
+    template: str
+    cores: int
+    memory: int
+    disk: int
+    network: str
+    ttl: int
+    time_limit: int
+    after: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A job as shown.  `report` is what the guest said about it, null before."""
+
+    id: str
+    state: str
+    final: bool
+    profile: str
+    task: str
+    repo: str
+    ref: str
+    vmid: int
+    address: str
+    operation: str
+    created: float
+    changed: float
+    deadline: float
+    reason: str
+    waits_for: str
+    artifact_dir: str
+    labels: dict[str, str]
+    report: dict[str, object] | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobList:
+    jobs: list[JobView]
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactView:
+    """A file that was handed back; `path` is where it lies on the daemon's host."""
+
+    name: str
+    size: int
+    sha256: str
+    created: float
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactList:
+    artifacts: list[ArtifactView]
+
+
+@dataclass(frozen=True, slots=True)
+class BundleView:
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventView:
+    """A fact of the event stream; `job` is "" and `vmid` 0 where it is not about one."""
+
+    seq: int
+    at: float
+    kind: str
+    text: str
+    job: str
+    vmid: int
+    operation: str
+    facts: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class EventList:
+    """Events in order; `last` is the sequence number to ask after next."""
+
+    events: list[EventView]
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxView:
+    """A sandbox as shown; `allowed` are the events that its state table has now."""
+
+    vmid: int
+    name: str
+    state: str
+    profile: str
+    address: str
+    mac: str
+    network: str
+    job: str
+    power: str
+    created: float
+    changed: float
+    lease_until: float
+    reason: str
+    allowed: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxList:
+    sandboxes: list[SandboxView]
+
+
+@dataclass(frozen=True, slots=True)
+class DestroyRequest:
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileView:
+    """A profile as read, or why it cannot be (`problem`); sizes in MiB, times in seconds."""
+
+    name: str
+    path: str
+    problem: str
+    template: str = ""
+    cores: int = 0
+    memory: int = 0
+    disk: int = 0
+    network: str = ""
+    ttl: int = 0
+    after: str = ""
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileList:
+    profiles: list[ProfileView]
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateBuildRequest:
+    name: str = limit(64, default="debian-12")
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateView:
+    name: str
+    ready: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateList:
+    templates: list[TemplateView]
+
+
+@dataclass(frozen=True, slots=True)
+class OperationView:
+    """An operation: `state` is doing, undoing, done, failed or cancelled; `step` the present one."""
+
+    id: str
+    kind: str
+    subject: str
+    state: str
+    step: str
+    final: bool
+    error: str
+    hint: str
+    waits_for: str

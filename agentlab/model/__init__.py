@@ -1,0 +1,1 @@
+"""Pure facts and rules of the domain; no input or output here."""
