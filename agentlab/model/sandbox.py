@@ -98,6 +98,7 @@ class Sandbox:
     state: SandboxState
     address: IPv4Address
     mac: str
+    tap: str
     network: str
     job: str
     created: float

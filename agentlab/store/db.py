@@ -1,0 +1,118 @@
+"""One SQLite file: one writer at a time, readers beside it, and a word to those who wait for news."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agentlab.errors import Unavailable
+from agentlab.store.migrate import migrate
+
+_BUSY_MS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Tx:
+    """An open transaction; functions of the store take it first."""
+
+    connection: sqlite3.Connection
+    committed: list[Callable[[], None]] = field(default_factory=list)
+
+    def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+        return self.connection.execute(sql, parameters)
+
+    def on_commit(self, act: Callable[[], None]) -> None:
+        """Has `act` called when this transaction is on disk; never when it is rolled back."""
+        self.committed.append(act)
+
+
+class Store:
+    """The database of one daemon.  `write()` for one transaction, `read()` for a snapshot."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writer = _connect(path)
+        self._write_lock = threading.Lock()
+        self._readers = threading.local()
+        self._open: list[sqlite3.Connection] = []
+        self._news = threading.Condition()
+        self._commits = 0
+        migrate(self._writer, path)
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Tx]:
+        """One transaction, all or nothing; Unavailable when the file is locked or the disk full."""
+        tx = Tx(self._writer)
+        with self._write_lock:
+            try:
+                self._writer.execute("BEGIN IMMEDIATE")
+                yield tx
+                self._writer.execute("COMMIT")
+            except sqlite3.OperationalError as error:
+                raise Unavailable(
+                    f"cannot write {self.path}: {_sentence(error)}",
+                    hint="is the disk full, or another program holding the file?",
+                ) from error
+            finally:
+                if self._writer.in_transaction:
+                    self._writer.rollback()
+        for act in tx.committed:
+            act()
+        with self._news:
+            self._commits += 1
+            self._news.notify_all()
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Tx]:
+        """A consistent view; never blocks a writer."""
+        connection = getattr(self._readers, "connection", None)
+        if connection is None:
+            connection = self._readers.connection = _connect(self.path)
+            connection.execute("PRAGMA query_only = ON")
+            self._open.append(connection)
+        connection.execute("BEGIN")
+        try:
+            yield Tx(connection)
+        finally:
+            connection.rollback()
+
+    @property
+    def commits(self) -> int:
+        """Counts the transactions written by this process; a mark for `wait`."""
+        return self._commits
+
+    def wait(self, seen: int, timeout: float) -> bool:
+        """Sleeps until something is written after the mark `seen`; False when `timeout` passed."""
+        with self._news:
+            return self._news.wait_for(lambda: self._commits != seen, timeout)
+
+    def wake_waiters(self) -> None:
+        """Ends every `wait` early, for a shutdown."""
+        with self._news:
+            self._commits += 1
+            self._news.notify_all()
+
+    def close(self) -> None:
+        with self._write_lock:
+            self._writer.close()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, timeout=_BUSY_MS / 1000, isolation_level=None, check_same_thread=False
+    )
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    return connection
+
+
+def _sentence(error: sqlite3.OperationalError) -> str:
+    # the guide names this message
+    return "database locked" if "locked" in str(error) else str(error)
