@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from agentlab.errors import AgentLabError, DeadlineExceeded, Unsupported
 
@@ -103,6 +104,20 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def _as_user(user: str | int | None) -> dict[str, Any]:
+    """Popen's words for a user with the groups of a login; a bare number has its own group only."""
+    if user is None:
+        return {}
+    try:
+        entry = pwd.getpwuid(user) if isinstance(user, int) else pwd.getpwnam(user)
+    except KeyError as unknown:
+        if isinstance(user, str):
+            raise Unsupported(f"cannot run as user {user}: no such user") from unknown
+        return {"user": user, "group": user, "extra_groups": []}
+    groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": groups}
+
+
 def spawn(
     argv: Sequence[str | Path],
     *,
@@ -112,11 +127,12 @@ def spawn(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
-    user: str | None = None,
+    user: str | int | None = None,
 ) -> subprocess.Popen[bytes]:
     """Starts a program in a session of its own, so that it outlives us; no deadline.
 
     `env` is the whole environment when given.  A standard stream that is None is /dev/null.
+    `user` is a name or a number; with it the program has that user's groups and no other.
     """
     words = [str(word) for word in argv]
     try:
@@ -129,9 +145,7 @@ def spawn(
             env=env,
             pass_fds=pass_fds,
             start_new_session=True,
-            user=user,
-            group=user,
-            extra_groups=[] if user else None,
+            **_as_user(user),
         )
     except FileNotFoundError as missing:
         if cwd is not None and not cwd.is_dir():
