@@ -45,7 +45,7 @@ class Runner:
         self._due: list[tuple[float, str]] = []
         self._running: set[str] = set()
         self._again: set[str] = set()
-        self._undo_failures: dict[str, int] = {}
+        self._failures: dict[str, int] = {}  # in a row, of operations that are retried
         self._stopping = False
         self._threads = [
             threading.Thread(target=self._work, name=f"engine-{n}", daemon=True)
@@ -192,6 +192,7 @@ class Runner:
             operations.end_step(tx, operation.id, step.name, "done", output)
             seconds = round(clock.now() - row.started, 3)
             _event(tx, operations.get(tx, operation.id), "step.done", step.name, seconds=seconds)
+        self._failures.pop(operation.id, None)
         return None
 
     def _call(
@@ -228,13 +229,18 @@ class Runner:
 
     def _failed(self, operation: OperationRow, call: Call, error: Exception) -> float | None:
         if isinstance(error, Unavailable) and not call.deadline.passed:
-            pause = min(_MAX_BACKOFF, 0.2 * 2 ** min(call.attempts, 9)) * random.uniform(0.5, 1.0)  # noqa: S311  # jitter
-            return self._put_off(operation, call, Later(pause, error.message))
+            return self._put_off(operation, call, Later(self._backoff(operation), error.message))
         if not isinstance(error, AgentLabError):
             _log.error("step %s failed", call.step, exc_info=error)
             error = Internal(f"{call.step}: {type(error).__name__}: {error}")
         self._turn_back(operation, error, call.step)
         return None
+
+    def _backoff(self, operation: OperationRow) -> float:
+        failures = self._failures.get(operation.id, 0) + 1
+        self._failures[operation.id] = failures
+        jitter = random.uniform(0.5, 1.0)  # noqa: S311  # not for secrets
+        return min(_MAX_BACKOFF, 0.25 * 2.0 ** min(failures, 10)) * jitter
 
     def _turn_back(self, operation: OperationRow, error: AgentLabError, step: str = "") -> None:
         with self._store.write() as tx:
@@ -274,13 +280,11 @@ class Runner:
             operations.end_step(tx, operation.id, step.name, "undone", output)
             if step.undo is not None:
                 _event(tx, operation, "step.undone", step.name)
-        self._undo_failures.pop(operation.id, None)
+        self._failures.pop(operation.id, None)
         return None
 
     def _undo_failed(self, operation: OperationRow, step: Step, error: Exception) -> float:
-        failures = self._undo_failures.get(operation.id, 0) + 1
-        self._undo_failures[operation.id] = failures
-        pause = min(_MAX_BACKOFF, 0.5 * 2.0 ** min(failures, 10))
+        pause = self._backoff(operation)
         _log.warning("cannot undo %s yet (%s); again in %.0f s", step.name, error, pause)
         with self._store.write() as tx:
             waits = f"undoing {step.name}: {error}"
