@@ -1,0 +1,202 @@
+"""`job.run`: a sandbox is made, gets its task once, works, hands back, and is gone."""
+
+from __future__ import annotations
+
+import json
+
+from agentlab import clock
+from agentlab.engine.runner import Cancelled
+from agentlab.engine.step import Call, Operation, Output, Result, Step, Wait
+from agentlab.errors import AgentLabError
+from agentlab.hypervisor.base import Power
+from agentlab.model.job import Job, JobEvent
+from agentlab.model.profile import After
+from agentlab.model.sandbox import SandboxEvent
+from agentlab.operations import handed_back
+from agentlab.operations.context import World
+from agentlab.operations.provision import Provision, close_record, unfence, vmid_of, wanted_of
+from agentlab.store import jobs, operations, sandboxes, tokens
+from agentlab.store.db import Tx
+from agentlab.store.operations import OperationRow
+
+KIND = "job.run"
+BOOTSTRAP = "/run/agentlab/bootstrap.json"
+PROTOCOL = 1
+
+_DELIVER = 60.0
+_CLAIM = 30.0  # the runner must have asked for its job by then
+_GRACE = 30.0  # past the lease, and after a start of the daemon, for a report on its way
+_COLLECT = 300.0
+_RELEASE = 600.0
+_LOOK = 2.0
+
+_OUTCOME = {
+    "completed": JobEvent.COMPLETE,
+    "failed": JobEvent.FAIL,
+    "timeout": JobEvent.EXPIRE,
+    "cancelled": JobEvent.CANCEL,
+}
+_SANDBOX_OUTCOME = {"completed": SandboxEvent.COMPLETE, "timeout": SandboxEvent.EXPIRE}
+
+
+def operation(world: World) -> Operation:
+    """All steps of a job, from the reservation to the sandbox's end."""
+    run = _JobRun(world)
+    return Operation(
+        KIND,
+        [
+            *run.provision.steps(),
+            Step("deliver", run.deliver, _DELIVER * run.slow, undo=run.revoke),
+            Step("await_report", run.await_report, run.patience, handles_cancel=True),
+            Step("collect", run.collect, _COLLECT, handles_cancel=True),
+            Step("release", run.release, _RELEASE, handles_cancel=True),
+        ],
+        finish=finish,
+    )
+
+
+class _JobRun:
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._born = clock.now()
+        self.slow = world.hypervisor.capabilities.slowness
+        self.provision = Provision(world)
+        self.patience = 400 * 86400.0  # the lease is the real limit: await_report sees to it
+
+    def deliver(self, call: Call) -> Result:
+        """The one-shot token goes in by the guest agent; the same one when this is done again."""
+        job, vmid = call.operation.job, vmid_of(call)
+        token, plan = self._world.token(job), wanted_of(call).plan
+        lease = float(str(call.saved.get("lease") or clock.now() + plan.ttl))
+        if not call.saved:
+            call.save(lease=lease)
+        with call.store.write() as tx:
+            if tokens.find(tx, token.fingerprint) is None:
+                address = call.text("reserve", "address")
+                tokens.put(tx, token.fingerprint, job=job, address=address, expires=lease)
+            spent = tokens.spent(tx, job)
+        if not spent:
+            document = {"protocol": PROTOCOL, "url": self._url, "job": job, "token": token.reveal()}
+            self._world.hypervisor.file_write(vmid, BOOTSTRAP, json.dumps(document).encode())
+        return lambda tx: self._delivered(tx, call, lease)
+
+    @property
+    def _url(self) -> str:
+        return f"http://{self._world.config.network.host}:{self._world.config.guest_port}"
+
+    def _delivered(self, tx: Tx, call: Call, lease: float) -> Output:
+        sandboxes.set_lease(tx, vmid_of(call), lease)
+        sandboxes.transition(tx, vmid_of(call), SandboxEvent.RUN, operation=call.operation.id)
+        jobs.set_deadline(tx, call.operation.job, lease + _GRACE + _COLLECT + _RELEASE)
+        jobs.transition(tx, call.operation.job, JobEvent.RUN)
+        return {"lease": lease, "at": clock.now()}
+
+    def revoke(self, call: Call) -> Result:
+        job = call.operation.job
+        return lambda tx: _revoked(tx, job)
+
+    def await_report(self, call: Call) -> Result:
+        """Ends with the guest's report, or with what the daemon itself sees of its sandbox."""
+        with call.store.read() as tx:
+            job = jobs.get(tx, call.operation.job)
+            claimed = tokens.spent(tx, job.id)
+        if job.report is not None:
+            status = str(job.report.get("status"))
+            return {"outcome": status, "reason": _reason(job), "reported": True}
+        if self._lost_power(vmid_of(call)):
+            what = "cancelled" if call.cancelled else "failed"
+            return _unreported(what, "the sandbox lost its power before it reported")
+        lease = float(str(call.outputs["deliver"]["lease"]))
+        now, since = clock.now(), max(call.started, self._born)
+        if now > max(lease, self._born) + _GRACE:
+            return _unreported("timeout", "the lease ended and no report had come")
+        if not claimed and now > since + _CLAIM * self.slow:
+            return _unreported("failed", "the runner in the sandbox never asked for its job")
+        if call.cancelled and self._cancel_is_overdue(call, claimed, now):
+            return _unreported("cancelled", "cancelled; the sandbox did not report in time")
+        raise Wait("the agent's report", after=_LOOK)
+
+    def _lost_power(self, vmid: int) -> bool:
+        machine = self._world.hypervisor.status(vmid)
+        return machine is None or machine.power is Power.STOPPED
+
+    def _cancel_is_overdue(self, call: Call, claimed: bool, now: float) -> bool:
+        if not claimed:
+            return True
+        asked = call.saved.get("cancel_seen")
+        if asked is None:
+            call.save(cancel_seen=now)
+            return False
+        handback = call.operation.input.get("handback")
+        return now > float(str(asked)) + float(str(handback)) + _GRACE
+
+    def collect(self, call: Call) -> Result:
+        """From here on nothing more is taken from the guest; what came is measured and kept."""
+        job = call.operation.job
+        with call.store.write() as tx:
+            tokens.revoke(tx, job)
+            record = jobs.get(tx, job)
+        outcome, reason = call.text("await_report", "outcome"), call.text("await_report", "reason")
+        found = handed_back.measure(self._world.job_dir(job), record, outcome, reason)
+
+        def write(tx: Tx) -> Output:
+            for artifact in found:
+                jobs.put_artifact(tx, artifact)
+            event = _SANDBOX_OUTCOME.get(outcome, SandboxEvent.FAIL)
+            sandboxes.transition(
+                tx, vmid_of(call), event, operation=call.operation.id, reason=reason
+            )
+            return {"artifacts": len(found)}
+
+        return write
+
+    def release(self, call: Call) -> Result:
+        """What becomes of the sandbox, by its profile; a cancelled job's is always destroyed."""
+        vmid, owner = vmid_of(call), self._world.installation
+        after = After(wanted_of(call).plan.after)
+        if call.text("await_report", "outcome") == "cancelled":
+            after = After.DESTROY
+        if after is After.KEEP:
+            return None
+        if after is After.STOP:
+            if not self._world.hypervisor.shutdown(vmid, owner=owner, timeout=10 * self.slow):
+                self._world.hypervisor.stop(vmid, owner=owner)
+            return lambda tx: _stopped(tx, vmid, call.operation.id)
+        self._world.hypervisor.stop(vmid, owner=owner)
+        unfence(self._world, vmid)
+        self._world.hypervisor.destroy(vmid, owner=owner)
+        return lambda tx: close_record(tx, vmid, "", call.operation.id)
+
+
+def finish(tx: Tx, operation: OperationRow, error: AgentLabError | None) -> None:
+    """The job's final state, in the transaction that ends its operation."""
+    if error is None:
+        output = operations.steps(tx, operation.id)["await_report"].output
+        event = _OUTCOME.get(str(output["outcome"]), JobEvent.FAIL)
+        jobs.transition(tx, operation.job, event, reason=str(output["reason"]))
+        return
+    event = JobEvent.CANCEL if isinstance(error, Cancelled) else JobEvent.FAIL
+    hint = f" ({error.hint})" if error.hint else ""
+    jobs.transition(tx, operation.job, event, reason=error.message + hint)
+
+
+def _unreported(outcome: str, reason: str) -> Output:
+    return {"outcome": outcome, "reason": reason, "reported": False}
+
+
+def _reason(job: Job) -> str:
+    report = job.report or {}
+    if report.get("status") == "completed":
+        return ""
+    stage, message = report.get("stage"), report.get("message")
+    return f"{stage}: {message}" if message else str(stage)
+
+
+def _revoked(tx: Tx, job: str) -> Output:
+    tokens.revoke(tx, job)
+    return {}
+
+
+def _stopped(tx: Tx, vmid: int, operation: str) -> Output:
+    sandboxes.transition(tx, vmid, SandboxEvent.STOP, operation=operation)
+    return {}

@@ -1,0 +1,229 @@
+"""The steps that make a sandbox, shared by every operation that needs one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Interface
+
+from agentlab import clock
+from agentlab.engine.step import Call, Later, Output, Result, Step
+from agentlab.errors import Conflict, Unavailable
+from agentlab.hypervisor.base import MachineSpec, Nic, Power
+from agentlab.model.job import JobEvent
+from agentlab.model.plan import Plan
+from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxEvent, SandboxState
+from agentlab.network.address import allot, mac_for, tap_name
+from agentlab.operations.context import World
+from agentlab.store import jobs, operations, sandboxes
+from agentlab.store.db import Tx
+
+_RESERVE = 60.0
+_CLONE = 300.0
+_CONFIGURE = 60.0
+_FENCE = 60.0
+_START = 120.0  # with the making of a memory snapshot, when there is none yet
+_BOOT = 60.0
+_POLL = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The sandbox that an operation asks for."""
+
+    name: str
+    plan: Plan
+    job: str
+
+
+class Provision:
+    """Reserve, clone, configure, fence, start, await the guest; each with its undo.
+
+    `wanted` reads from an operation's input which sandbox it asks for.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._slow = world.hypervisor.capabilities.slowness
+
+    def steps(self) -> list[Step]:
+        return [
+            Step("reserve", self.reserve, _RESERVE, undo=self.free),
+            Step("clone", self.clone, _CLONE, undo=self.destroy),
+            Step("configure", self.configure, _CONFIGURE),
+            Step("fence", self.fence, _FENCE, undo=self.unfence),
+            Step("start", self.start, _START * self._slow, undo=self.stop),
+            Step("await_guest", self.await_guest, _BOOT * self._slow),
+        ]
+
+    def reserve(self, call: Call) -> Result:
+        """VMID, name, address, MAC and tap in one transaction; what the hypervisor has is skipped."""
+        foreign = {machine.vmid for machine in self._world.hypervisor.inventory()}
+        return lambda tx: self._reserve(tx, call, foreign)
+
+    def _reserve(self, tx: Tx, call: Call, foreign: set[int]) -> Output:
+        wanted = wanted_of(call)
+        live = sandboxes.live(tx)
+        vmid = self._free_vmid({one.vmid for one in live} | foreign, sandboxes.last_vmid(tx))
+        network = self._world.config.network
+        address = allot(
+            network.subnet,
+            network.host,
+            [one.address for one in live],
+            after=sandboxes.last_address(tx),
+        )
+        now = clock.now()
+        sandbox = Sandbox(
+            vmid=vmid,
+            name=wanted.name,
+            profile=wanted.plan.profile,
+            state=SANDBOX.initial,
+            address=address,
+            mac=mac_for(self._world.installation, vmid),
+            tap=tap_name(network.bridge, vmid),
+            network=wanted.plan.network,
+            job=wanted.job,
+            created=now,
+            changed=now,
+            lease_until=0.0,
+            reason="",
+        )
+        operations.lock(tx, call.operation.id, f"sandbox:{vmid}")
+        operations.set_vmid(tx, call.operation.id, vmid)
+        sandboxes.create(tx, sandbox, operation=call.operation.id)
+        sandboxes.transition(tx, vmid, SandboxEvent.PROVISION, operation=call.operation.id)
+        if wanted.job:
+            jobs.set_sandbox(tx, wanted.job, vmid)
+            jobs.transition(tx, wanted.job, JobEvent.PROVISION)
+        return {"vmid": vmid, "address": str(address), "mac": sandbox.mac, "tap": sandbox.tap}
+
+    def _free_vmid(self, taken: set[int], last: int) -> int:
+        vmids = self._world.config.vmids
+        start = last + 1 if last + 1 in vmids else vmids.start
+        for vmid in (*range(start, vmids.stop), *range(vmids.start, start)):
+            if vmid not in taken:
+                return vmid
+        raise Unavailable(
+            f"cannot reserve a VMID: all of {vmids.start} to {vmids.stop - 1} are taken",
+            hint="destroy sandboxes that are no longer needed, or widen vmid_range in the settings",
+        )
+
+    def free(self, call: Call) -> Result:
+        if not call.outputs.get("reserve"):
+            return None
+        vmid = call.number("reserve", "vmid")
+        return lambda tx: close_record(tx, vmid, call.operation.error, call.operation.id)
+
+    def clone(self, call: Call) -> Result:
+        wanted = wanted_of(call)
+        self._world.hypervisor.clone(
+            wanted.plan.template,
+            vmid_of(call),
+            name=wanted.name,
+            owner=self._world.installation,
+        )
+        return None
+
+    def destroy(self, call: Call) -> Result:
+        self._world.hypervisor.destroy(vmid_of(call), owner=self._world.installation)
+        return None
+
+    def configure(self, call: Call) -> Result:
+        self._world.hypervisor.configure(
+            vmid_of(call), self.spec(call), owner=self._world.installation
+        )
+        return None
+
+    def spec(self, call: Call) -> MachineSpec:
+        """What the machine is given; from the operation alone, so that it is the same each time."""
+        wanted, network = wanted_of(call), self._world.config.network
+        with call.store.read() as tx:
+            sandbox = sandboxes.get(tx, vmid_of(call))
+        return machine_spec(sandbox, wanted.plan, network.subnet.prefixlen, self._world)
+
+    def fence(self, call: Call) -> Result:
+        """Taps and rules before power; the sandbox does not start when they cannot be put in place."""
+        with call.store.write() as tx:
+            sandboxes.set_fenced(tx, vmid_of(call), fenced=True)
+        self._world.sync_fence()
+        return None
+
+    def unfence(self, call: Call) -> Result:
+        unfence(self._world, vmid_of(call))
+        return None
+
+    def start(self, call: Call) -> Result:
+        vmid = vmid_of(call)
+        with call.store.read() as tx:
+            booting = sandboxes.get(tx, vmid).state is SandboxState.BOOTING
+        if not booting:
+            with call.store.write() as tx:
+                sandboxes.transition(tx, vmid, SandboxEvent.BOOT, operation=call.operation.id)
+        self._world.hypervisor.start(vmid, owner=self._world.installation)
+        return None
+
+    def stop(self, call: Call) -> Result:
+        self._world.hypervisor.stop(vmid_of(call), owner=self._world.installation)
+        return None
+
+    def await_guest(self, call: Call) -> Result:
+        vmid = vmid_of(call)
+        if not self._world.hypervisor.ready(vmid, self.spec(call)):
+            machine = self._world.hypervisor.status(vmid)
+            if machine is None or machine.power is Power.STOPPED:
+                raise Conflict(f"cannot boot sandbox {vmid}: its VM lost power while it booted")
+            raise Later(_POLL * min(10.0, 1 + call.attempts / 20), "the guest agent's answer")
+        return lambda tx: _became(tx, vmid, SandboxEvent.BECOME_READY, call.operation.id)
+
+
+def _became(tx: Tx, vmid: int, event: SandboxEvent, operation: str) -> Output:
+    sandboxes.transition(tx, vmid, event, operation=operation)
+    return {}
+
+
+def machine_spec(sandbox: Sandbox, plan: Plan, prefix: int, world: World) -> MachineSpec:
+    """A sandbox's record as a hypervisor wants it."""
+    network = world.config.network
+    return MachineSpec(
+        hostname=sandbox.name,
+        cores=plan.cores,
+        memory=plan.memory,
+        disk=plan.disk,
+        nic=Nic(
+            tap=sandbox.tap,
+            mac=sandbox.mac,
+            address=IPv4Interface(f"{sandbox.address}/{prefix}"),
+            gateway=network.host,
+            dns=network.dns if plan.network == "nat" else (),
+        ),
+    )
+
+
+def vmid_of(call: Call) -> int:
+    """The VMID that this operation reserved."""
+    return call.number("reserve", "vmid")
+
+
+def wanted_of(call: Call) -> Wanted:
+    """The sandbox that this operation asks for, from its input."""
+    plan = call.operation.input["plan"]
+    if not isinstance(plan, dict):
+        raise TypeError("an operation without a plan")
+    return Wanted(str(call.operation.input["name"]), Plan(**plan), call.operation.job)
+
+
+def unfence(world: World, vmid: int) -> None:
+    """Takes a sandbox's tap and rules away."""
+    with world.store.write() as tx:
+        sandboxes.set_fenced(tx, vmid, fenced=False)
+    world.sync_fence()
+
+
+def close_record(tx: Tx, vmid: int, reason: str, operation: str) -> Output:
+    """Moves a sandbox whose VM is gone to DESTROYED, by way of FAILED where its table has that."""
+    sandbox = sandboxes.get(tx, vmid)
+    if sandbox.state is SandboxState.DESTROYED:
+        return {}
+    if SandboxEvent.FAIL in SANDBOX.allowed(sandbox.state):
+        sandboxes.transition(tx, vmid, SandboxEvent.FAIL, operation=operation, reason=reason)
+    sandboxes.transition(tx, vmid, SandboxEvent.FORCE_DESTROY, operation=operation)
+    return {}

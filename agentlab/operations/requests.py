@@ -1,0 +1,174 @@
+"""What people ask for: checked, planned, and written down as operations."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+from agentlab import clock
+from agentlab.engine.runner import Runner
+from agentlab.errors import Busy, Conflict, Invalid
+from agentlab.model import plan
+from agentlab.model.ids import new_id
+from agentlab.model.job import JOB, Job, JobSpec
+from agentlab.model.plan import Plan
+from agentlab.model.sandbox import SANDBOX, SandboxEvent, SandboxState
+from agentlab.operations import job_run, sandbox_destroy, template_build
+from agentlab.operations.context import World
+from agentlab.store import events, jobs, operations, sandboxes
+
+_PROVISIONING = 1800.0  # seconds that a job may take until its task is delivered
+_HEARTBEAT = 2
+
+
+def plan_job(world: World, spec: JobSpec) -> Plan:
+    """What a job would get; NotFound for its profile, Invalid for what it asks."""
+    return plan.plan_job(world.profile(spec.profile), spec)
+
+
+def create_job(world: World, runner: Runner, spec: JobSpec, request_key: str) -> Job:
+    """Writes a job and its operation down; the same key with the same spec gives the same job."""
+    profile = world.profile(spec.profile)
+    planned = plan.plan_job(profile, spec)
+    asked = hashlib.sha256(json.dumps(dataclasses.asdict(spec), sort_keys=True).encode())
+    job_id, operation, now = new_id(), new_id(), clock.now()
+    slow = world.hypervisor.capabilities.slowness
+    job = Job(
+        id=job_id, state=JOB.initial, spec=spec, vmid=0, operation=operation, created=now,
+        changed=now, deadline=now + _PROVISIONING * slow + planned.ttl, reason="", waits_for="",
+        report=None,
+    )  # fmt: skip
+    arguments = {
+        "name": f"job-{job_id}",
+        "plan": dataclasses.asdict(planned),
+        "handback": profile.handback,
+        "agent": {
+            "env": {**profile.env, **spec.env},
+            "bubblewrap": profile.bubblewrap,
+            "mode": spec.mode or profile.mode,
+        },
+        "limits": dataclasses.asdict(profile.limits),
+    }
+    with world.store.write() as tx:
+        earlier = jobs.by_request(tx, request_key) if request_key else None
+        if earlier is not None:
+            if earlier[1] != asked.hexdigest():
+                raise Conflict("cannot use this Idempotency-Key: it made a different job before")
+            return earlier[0]
+        if spec.repo.bundle and not jobs.has_bundle(tx, spec.repo.bundle):
+            raise Invalid(
+                f"repo.bundle: no bundle {spec.repo.bundle} has been sent",
+                hint="send it first: PUT /v1/bundles/SHA256",
+                details={"path": "repo.bundle"},
+            )
+        jobs.create(tx, job, request_key=request_key, request_hash=asked.hexdigest())
+        runner.submit(
+            tx, job_run.KIND, [f"job:{job_id}"], arguments, job=job_id, operation=operation
+        )
+    return job
+
+
+def cancel_job(world: World, runner: Runner, job_id: str) -> Job:
+    """Asks a job to end; one that is final already is left as it is."""
+    with world.store.write() as tx:
+        job = jobs.get(tx, job_id)
+        if not JOB.final(job.state):
+            events.append(
+                tx, "job.cancel", f"job {job.id}: cancelling was asked for", job=job.id,
+                vmid=job.vmid, operation=job.operation,
+            )  # fmt: skip
+            runner.cancel(tx, job.operation)
+    return job
+
+
+def destroy_sandbox(world: World, runner: Runner, reference: str, *, force: bool) -> str:
+    """The operation that destroys a sandbox; with `force` from any state, a running job's too."""
+    with world.store.write() as tx:
+        sandbox = sandboxes.get(tx, reference)
+        if sandbox.state is SandboxState.DESTROYED:
+            raise Conflict(
+                f"failed to destroy sandbox {sandbox.vmid}: it is DESTROYED already",
+                hint="see: agentlab sandbox list --all",
+            )
+        holder = operations.holder_of(tx, f"sandbox:{sandbox.vmid}")
+        if holder is None:
+            if not force:
+                _may_destroy(sandbox.vmid, sandbox.state)
+            subjects = [f"sandbox:{sandbox.vmid}"]
+            return runner.submit(
+                tx, sandbox_destroy.KIND, subjects, {}, job=sandbox.job, vmid=sandbox.vmid
+            )
+        if holder.kind == sandbox_destroy.KIND:
+            return holder.id
+        if not force:
+            raise Busy(
+                f"failed to destroy sandbox {sandbox.vmid}: job {holder.job} runs in it",
+                hint=f"agentlab job cancel {holder.job}, or use --force",
+                details={"operation": holder.id, "job": holder.job},
+            )
+        runner.cancel(tx, holder.id)
+    # without power the job's operation sees at once that nothing more will come
+    world.hypervisor.stop(sandbox.vmid, owner=world.installation)
+    runner.wake(holder.id)
+    return holder.id
+
+
+def _may_destroy(vmid: int, state: SandboxState) -> None:
+    if SandboxEvent.DESTROY not in SANDBOX.allowed(state):
+        raise Conflict(
+            f"failed to destroy sandbox {vmid}: it is {state}",
+            hint="use --force to destroy it from any state",
+            details={"state": state.value, "allowed": list(SANDBOX.allowed(state))},
+        )
+
+
+def build_template(world: World, runner: Runner, name: str) -> str:
+    """The operation that builds a template; the one under way when there is one."""
+    subject = f"template:{name}"
+    with world.store.write() as tx:
+        holder = operations.holder_of(tx, subject)
+        if holder is not None:
+            return holder.id
+        return runner.submit(tx, template_build.KIND, [subject], {"template": name})
+
+
+def guest_document(world: World, job: Job) -> dict[str, object]:
+    """The job as the runner in the guest gets it, once it has shown its token."""
+    with world.store.read() as tx:
+        arguments = operations.get(tx, job.operation).input
+        sandbox = sandboxes.get(tx, job.vmid)
+    planned, agent, limits = (_mapping(arguments[key]) for key in ("plan", "agent", "limits"))
+    handback = int(str(arguments["handback"]))
+    repo = job.spec.repo
+    source: dict[str, object] = {"kind": "bundle", "ref": repo.ref or None}
+    if not repo.bundle:
+        source = {"kind": "git", "url": repo.url, "ref": repo.ref or None, "depth": repo.depth}
+    left = max(1, int(sandbox.lease_until - clock.now())) if sandbox.lease_until else None
+    time_limit = int(str(planned["time_limit"]))
+    return {
+        "protocol": job_run.PROTOCOL,
+        "id": job.id,
+        "profile": job.spec.profile,
+        "mode": agent["mode"],
+        "task": job.spec.task,
+        "repo": source,
+        "command": planned["command"],
+        "bubblewrap": agent["bubblewrap"],
+        "env": agent["env"],
+        "time_limit": time_limit if left is None else max(1, min(time_limit, left - handback)),
+        "handback_limit": handback,
+        "heartbeat": _HEARTBEAT,
+        "limits": {
+            "log_bytes": limits["log"],
+            "artifact_bytes": limits["artifact"],
+            "artifact_total": limits["artifacts"],
+            "artifact_count": limits["artifact_count"],
+        },
+    }
+
+
+def _mapping(value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise TypeError("an operation's input is not what it was when it was written")
+    return value
