@@ -1,0 +1,132 @@
+"""A hypervisor in memory that keeps the contract of `agentlab.hypervisor.base` and starts nothing.
+
+Its guests are always ready at once; a test plays the runner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from agentlab.errors import Conflict, NotFound, NotOurs
+from agentlab.hypervisor.base import (
+    Capabilities,
+    ExecResult,
+    GuestInterface,
+    Machine,
+    MachineSpec,
+    Power,
+    Template,
+)
+
+
+@dataclass
+class FakeHypervisor:
+    """`faults` maps a method's name to the errors that its next calls raise."""
+
+    machines: dict[int, Machine] = field(default_factory=dict)
+    specs: dict[int, MachineSpec] = field(default_factory=dict)
+    files: dict[tuple[int, str], bytes] = field(default_factory=dict)
+    faults: dict[str, list[Exception]] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    capabilities: Capabilities = field(default=Capabilities("", 1.0, memory_start=False))
+
+    def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if self.faults.get(name):
+            raise self.faults[name].pop(0)
+
+    def _ours(self, vmid: int, owner: str) -> Machine:
+        machine = self.machines.get(vmid)
+        if machine is None:
+            raise NotFound(f"no machine {vmid}")
+        if machine.owner != owner:
+            raise NotOurs(f"machine {vmid} is not ours")
+        return machine
+
+    def inventory(self) -> Sequence[Machine]:
+        self._called("inventory")
+        return list(self.machines.values())
+
+    def templates(self) -> Sequence[Template]:
+        return [Template("debian-12", ready=True)]
+
+    def clone(self, template: str, vmid: int, *, name: str, owner: str, full: bool = False) -> None:
+        self._called("clone")
+        if template != "debian-12":
+            raise NotFound(f"no template {template}")
+        if vmid in self.machines:
+            self._ours(vmid, owner)
+        else:
+            self.machines[vmid] = Machine(vmid, name, owner, Power.STOPPED)
+
+    def configure(self, vmid: int, spec: MachineSpec, *, owner: str) -> None:
+        self._called("configure")
+        self._ours(vmid, owner)
+        self.specs[vmid] = spec
+
+    def _power(self, name: str, vmid: int, owner: str, power: Power) -> None:
+        self._called(name)
+        self.machines[vmid] = replace(self._ours(vmid, owner), power=power)
+
+    def start(self, vmid: int, *, owner: str) -> None:
+        if vmid not in self.specs:
+            raise Conflict(f"machine {vmid} has not been configured")
+        self._power("start", vmid, owner, Power.RUNNING)
+
+    def shutdown(self, vmid: int, *, owner: str, timeout: float) -> bool:
+        self._power("shutdown", vmid, owner, Power.STOPPED)
+        return True
+
+    def stop(self, vmid: int, *, owner: str) -> None:
+        self._called("stop")
+        if vmid in self.machines:
+            self.machines[vmid] = replace(self._ours(vmid, owner), power=Power.STOPPED)
+
+    def pause(self, vmid: int, *, owner: str) -> None:
+        self._power("pause", vmid, owner, Power.PAUSED)
+
+    def resume(self, vmid: int, *, owner: str) -> None:
+        self._power("resume", vmid, owner, Power.RUNNING)
+
+    def status(self, vmid: int) -> Machine | None:
+        self._called("status")
+        return self.machines.get(vmid)
+
+    def destroy(self, vmid: int, *, owner: str) -> None:
+        self._called("destroy")
+        if vmid in self.machines:
+            self._ours(vmid, owner)
+            del self.machines[vmid]
+
+    def snapshot(self, vmid: int, name: str, *, owner: str) -> None:
+        self._ours(vmid, owner)
+
+    def rollback(self, vmid: int, name: str, *, owner: str) -> None:
+        raise NotFound(f"no snapshot {name}")
+
+    def snapshots(self, vmid: int) -> Sequence[str]:
+        return []
+
+    def delete_snapshot(self, vmid: int, name: str, *, owner: str) -> None:
+        self._ours(vmid, owner)
+
+    def ready(self, vmid: int, spec: MachineSpec) -> bool:
+        self._called("ready")
+        return self.specs[vmid] == spec and self.machines[vmid].power is Power.RUNNING
+
+    def ping(self, vmid: int) -> bool:
+        return self.machines[vmid].power is Power.RUNNING
+
+    def file_write(self, vmid: int, path: str, content: bytes, *, mode: int = 0o600) -> None:
+        self._called("file_write")
+        self.files[vmid, path] = content
+
+    def exec(
+        self, vmid: int, argv: Sequence[str], *, stdin: bytes = b"", timeout: float
+    ) -> ExecResult:
+        raise NotImplementedError("no test needs it yet")
+
+    def interfaces(self, vmid: int) -> Sequence[GuestInterface]:
+        nic = self.specs[vmid].nic
+        return [GuestInterface("eth0", nic.mac, (nic.address.ip,))]
