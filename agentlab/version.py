@@ -34,7 +34,7 @@ def _from_git() -> str:
     if not (root / ".git").exists():
         return UNKNOWN
     # safe.directory: a checkout may belong to someone else than root, who runs this
-    git = ["git", "-c", f"safe.directory={root}", "-C", root]
+    git = ["git", "-c", f"safe.directory={root}", "-C", str(root)]
     describe = ["describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
     try:
         return run([*git, *describe], timeout=10).text.strip()

@@ -32,7 +32,12 @@ EARLIEST = 315532800  # 1980: a zip knows no earlier time
 
 def run(argv: list[str | Path], **env: str) -> str:
     done = subprocess.run(
-        argv, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        argv,
+        check=False,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     if done.returncode != 0:
         sys.exit(f"error: {argv[0]} ended with status {done.returncode}:\n{done.stdout}")
@@ -93,7 +98,7 @@ def stage(site: Path, libraries: list[Path], build: tuple[str, int]) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
     shutil.copyfile(ROOT / "LICENSE", site / "agentlab/LICENSE")
-    text = f'"""Written by packaging/build.py."""\n\nCOMMIT = "{build[0]}"\nCOMMITTED = {build[1]}\n'
+    text = f'COMMIT = "{build[0]}"\nCOMMITTED = {build[1]}\n'
     (site / "agentlab/_build.py").write_text(text)
     compiled = [path.name for path in site.rglob("*") if path.suffix in COMPILED]
     if compiled:

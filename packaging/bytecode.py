@@ -20,7 +20,7 @@ def module_name(path: str) -> str:
 def table(root: str, paths: list[str]) -> bytes:
     codes: dict[str, bytes] = {}
     for path in paths:
-        with open(os.path.join(root, path), "rb") as file:  # noqa: PTH123, PTH118 (few imports: see above)
+        with open(os.path.join(root, path), "rb") as file:
             source = file.read()
         # A name that is no file, so that a traceback shows our source and not a look-alike's
         code = compile(source, f"agentlab!/{path}", "exec", dont_inherit=True)
@@ -31,17 +31,17 @@ def table(root: str, paths: list[str]) -> bytes:
 def main() -> None:
     root, out = sys.argv[1:]
     paths = sorted(
-        os.path.relpath(os.path.join(folder, name), root)  # noqa: PTH118
+        os.path.relpath(os.path.join(folder, name), root)
         for folder, _, names in os.walk(root)
         for name in names
         if name.endswith(".py")
     )
-    folder = os.path.join(out, importlib.util.MAGIC_NUMBER.hex())  # noqa: PTH118
-    os.makedirs(folder)  # noqa: PTH103
+    folder = os.path.join(out, importlib.util.MAGIC_NUMBER.hex())
+    os.makedirs(folder)
     ours = [path for path in paths if path.startswith("agentlab/")]
     theirs = [path for path in paths if not path.startswith("agentlab/")]
     for name, some in (("agentlab", ours), ("lib", theirs)):
-        with open(os.path.join(folder, name), "wb") as file:  # noqa: PTH118, PTH123
+        with open(os.path.join(folder, name), "wb") as file:
             file.write(table(root, some))
 
 
