@@ -1,0 +1,80 @@
+"""The fence round all sandboxes: bridge, taps and rules, kept as the daemon's list says."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+
+from agentlab.network import bridge, nft
+from agentlab.network.settings import Member, Mode, NetworkSettings
+
+ReadMembers = Callable[[], Sequence[Member]]
+
+
+class Fence:
+    """One installation's network on this host.  All methods may be called from any thread.
+
+    A member's tap exists only when the kernel was seen to hold the rules for it; so a machine
+    cannot be given power outside the fence.
+    """
+
+    def __init__(self, settings: NetworkSettings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._calls = itertools.count(1)
+        self._served = 0
+
+    def ensure(self) -> None:
+        """Puts up rules that let nobody through, where there are none, and then the bridge.
+
+        Rules that are there stay, since sandboxes may be running; `sync` brings them up to date.
+        Conflict when bridge, subnet or table are in other hands.
+        """
+        with self._lock:
+            nft.ensure_ruleset(self._settings)
+            bridge.ensure_bridge(self._settings)
+
+    def sync(self, read_members: ReadMembers) -> None:
+        """Makes rules and taps those of the members that `read_members` gives, and no others.
+
+        `read_members` is called with the lock held, so a late caller never applies an old list;
+        callers that wait at the same time are served by one turn, which reads the list after
+        they all called.  Raises Unavailable when the rules cannot be put in place or are not
+        as asked when read back; then no new tap has been made.
+        """
+        call = next(self._calls)
+        with self._lock:
+            if call < self._served:
+                return
+            turn = next(self._calls)  # every call with a smaller number has begun by now
+            self._apply(read_members())
+            self._served = turn
+
+    def _apply(self, members: Sequence[Member]) -> None:
+        wanted = {member.tap for member in members}
+        nft.plan_tables(self._settings, members)  # refuses a wrong list before anything changes
+        bridge.ensure_bridge(self._settings)
+        try:
+            bridge.remove_taps(self._settings, bridge.taps(self._settings) - wanted)
+        finally:  # a tap that will not go is one more reason to shut it out
+            nft.apply_ruleset(self._settings, members)
+        if any(member.mode is Mode.NAT for member in members):
+            bridge.ensure_forwarding()
+        bridge.ensure_taps(self._settings, wanted)
+
+    def verify(self, read_members: ReadMembers) -> None:
+        """Raises Unavailable when the kernel's rules are not those for the members."""
+        with self._lock:
+            nft.verify_ruleset(self._settings, read_members())
+
+    def taps(self) -> set[str]:
+        """The taps on this host that carry our mark."""
+        return bridge.taps(self._settings)
+
+    def remove(self) -> None:
+        """Takes away all that is ours: taps first and rules last.  Absent is success."""
+        with self._lock:
+            bridge.remove_taps(self._settings, bridge.taps(self._settings))
+            bridge.remove_bridge(self._settings)
+            nft.remove_ruleset(self._settings)
