@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 
 from agentlab import clock, log
 from agentlab.clock import Deadline
-from agentlab.engine.step import Call, Later, Observer, Operation, Step
+from agentlab.engine.step import Call, Later, Observer, Operation, Result, Step
 from agentlab.errors import AgentLabError, DeadlineExceeded, Internal, Unavailable
 from agentlab.model.ids import new_id
 from agentlab.store import events, operations
 from agentlab.store.db import Store, Tx
-from agentlab.store.operations import OperationRow
+from agentlab.store.operations import OperationRow, StepRow
 
 _log = logging.getLogger(__name__)
 _MAX_BACKOFF = 60.0
@@ -183,24 +183,27 @@ class Runner:
             self._observer("before", "do", operation, step.name)
             result = step.do(call)
             self._observer("after", "do", operation, step.name)
+            self._done(operation, row, result)
         except Later as later:
             return self._put_off(operation, call, later)
         except Exception as error:
             return self._failed(operation, call, error)
-        with self._store.write() as tx:
-            output = result(tx) if callable(result) else result or {}
-            operations.end_step(tx, operation.id, step.name, "done", output)
-            seconds = round(clock.now() - row.started, 3)
-            _event(tx, operations.get(tx, operation.id), "step.done", step.name, seconds=seconds)
         self._failures.pop(operation.id, None)
         return None
+
+    def _done(self, operation: OperationRow, row: StepRow, result: Result) -> None:
+        with self._store.write() as tx:
+            output = result(tx) if callable(result) else result or {}
+            operations.end_step(tx, operation.id, row.name, "done", output)
+            seconds = round(clock.now() - row.started, 3)
+            _event(tx, operations.get(tx, operation.id), "step.done", row.name, seconds=seconds)
 
     def _call(
         self,
         operation: OperationRow,
         step: Step,
         outputs: Mapping[str, Mapping[str, object]],
-        row: operations.StepRow,
+        row: StepRow,
     ) -> Call:
         since = clock.now() - max(row.started, self._born)
         return Call(

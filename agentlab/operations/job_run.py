@@ -104,8 +104,11 @@ class _JobRun:
             status = str(job.report.get("status"))
             return {"outcome": status, "reason": _reason(job), "reported": True}
         if self._lost_power(vmid_of(call)):
-            what = "cancelled" if call.cancelled else "failed"
-            return _unreported(what, "the sandbox lost its power before it reported")
+            with call.store.read() as tx:  # a forced destroy asks first and takes power then
+                asked = operations.get(tx, call.operation.id).cancel
+            if asked:
+                return _unreported("cancelled", "cancelled; its sandbox was destroyed")
+            return _unreported("failed", "the sandbox lost its power before it reported")
         lease = float(str(call.outputs["deliver"]["lease"]))
         now, since = clock.now(), max(call.started, self._born)
         if now > max(lease, self._born) + _GRACE:

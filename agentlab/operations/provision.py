@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 
 from agentlab import clock
 from agentlab.engine.step import Call, Later, Output, Result, Step
-from agentlab.errors import Conflict, Unavailable
+from agentlab.errors import Conflict, NotOurs, Unavailable
 from agentlab.hypervisor.base import MachineSpec, Nic, Power
 from agentlab.model.job import JobEvent
 from agentlab.model.plan import Plan
@@ -17,7 +18,7 @@ from agentlab.operations.context import World
 from agentlab.store import jobs, operations, sandboxes
 from agentlab.store.db import Tx
 
-_RESERVE = 60.0
+_RESERVE = 1500.0  # a full range is waited for
 _CLONE = 300.0
 _CONFIGURE = 60.0
 _FENCE = 60.0
@@ -124,7 +125,9 @@ class Provision:
         return None
 
     def destroy(self, call: Call) -> Result:
-        self._world.hypervisor.destroy(vmid_of(call), owner=self._world.installation)
+        # what is not ours was never made by this operation: nothing to undo
+        with contextlib.suppress(NotOurs):
+            self._world.hypervisor.destroy(vmid_of(call), owner=self._world.installation)
         return None
 
     def configure(self, call: Call) -> Result:
@@ -162,7 +165,8 @@ class Provision:
         return None
 
     def stop(self, call: Call) -> Result:
-        self._world.hypervisor.stop(vmid_of(call), owner=self._world.installation)
+        with contextlib.suppress(NotOurs):
+            self._world.hypervisor.stop(vmid_of(call), owner=self._world.installation)
         return None
 
     def await_guest(self, call: Call) -> Result:

@@ -152,6 +152,22 @@ def forget_bundle(tx: Tx, sha256: str) -> None:
     tx.execute("DELETE FROM bundle WHERE sha256 = ?", (sha256,))
 
 
+def finished_before(tx: Tx, at: float, limit: int = 500) -> list[str]:
+    """Jobs that ended before a time, oldest first."""
+    final = [state for state in JOB.states if JOB.final(state)]
+    marks = ", ".join("?" * len(final))
+    rows = tx.execute(
+        f"SELECT id FROM job WHERE state IN ({marks}) AND changed < ? ORDER BY changed LIMIT ?",  # noqa: S608  # marks only
+        (*final, at, limit),
+    )
+    return [row["id"] for row in rows]
+
+
+def forget(tx: Tx, job: str) -> None:
+    """Deletes a job's record with its artifacts' records and its tokens."""
+    tx.execute("DELETE FROM job WHERE id = ?", (job,))
+
+
 def _job(row: sqlite3.Row) -> Job:
     spec = json.loads(row["spec"])
     return Job(

@@ -192,6 +192,13 @@ def finish(tx: Tx, operation: str, state: str) -> None:
     tx.execute("DELETE FROM subject WHERE operation = ?", (operation,))
 
 
+def forget_before(tx: Tx, at: float) -> int:
+    """Deletes operations that ended before a time, with their steps; gives how many."""
+    return tx.execute(
+        "DELETE FROM operation WHERE changed < ? AND state NOT IN ('doing', 'undoing')", (at,)
+    ).rowcount
+
+
 def _touch(tx: Tx, operation: str) -> None:
     tx.execute(
         "UPDATE operation SET changed = ?, waits_for = '' WHERE id = ?", (clock.now(), operation)

@@ -127,6 +127,13 @@ def transition(
     return get(tx, vmid)
 
 
+def forget_before(tx: Tx, at: float) -> int:
+    """Deletes records of sandboxes that were destroyed before a time; gives how many."""
+    return tx.execute(
+        "DELETE FROM sandbox WHERE state = 'DESTROYED' AND changed < ?", (at,)
+    ).rowcount
+
+
 def _sandbox(row: sqlite3.Row) -> Sandbox:
     return Sandbox(
         vmid=row["vmid"],

@@ -1,0 +1,1 @@
+"""Loops: look, compare, start an operation or put things in order."""

@@ -1,0 +1,75 @@
+"""Nothing grows without bound: what is old and finished is forgotten."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from dataclasses import dataclass
+
+from agentlab import clock
+from agentlab.errors import AgentLabError
+from agentlab.operations.context import World
+from agentlab.store import events, jobs, operations, sandboxes
+
+_log = logging.getLogger(__name__)
+_BUNDLE_REST = 3600.0  # seconds that a bundle may wait for its job
+_EVERY = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """How much of each was forgotten."""
+
+    jobs: int
+    sandboxes: int
+    operations: int
+    events: int
+    bundles: int
+
+
+def sweep(world: World, now: float) -> Swept:
+    """Files go before the records that name them, so that a sweep cut off is done again."""
+    cutoff = now - world.config.retention_days * 86400
+    with world.store.read() as tx:
+        old = jobs.finished_before(tx, cutoff)
+        idle = jobs.idle_bundles(tx, now - _BUNDLE_REST)
+    for job in old:
+        shutil.rmtree(world.job_dir(job), ignore_errors=True)
+        with world.store.write() as tx:
+            jobs.forget(tx, job)
+    for bundle in idle:
+        (world.config.bundle_dir / f"{bundle}.bundle").unlink(missing_ok=True)
+        with world.store.write() as tx:
+            jobs.forget_bundle(tx, bundle)
+    with world.store.write() as tx:
+        return Swept(
+            jobs=len(old),
+            sandboxes=sandboxes.forget_before(tx, cutoff),
+            operations=operations.forget_before(tx, cutoff),
+            events=events.delete_before(tx, cutoff),
+            bundles=len(idle),
+        )
+
+
+class Retention:
+    """Sweeps once an hour on a thread of its own."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="retention", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._end.set()
+
+    def _loop(self) -> None:
+        while not self._end.is_set():
+            try:
+                sweep(self._world, clock.now())
+            except AgentLabError as error:
+                _log.warning("cannot forget what is old: %s", error)
+            self._end.wait(_EVERY)

@@ -1,0 +1,299 @@
+"""`job.run` on a real database and engine, with a hypervisor in memory and the test as the runner."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from agentlab import config
+from agentlab.control.retention import sweep
+from agentlab.engine.runner import Runner
+from agentlab.errors import Conflict, Invalid, NotFound, Unavailable
+from agentlab.hypervisor.base import Machine, Power
+from agentlab.model.job import Job, JobSpec, JobState, Repo
+from agentlab.model.sandbox import SandboxState
+from agentlab.network.settings import Member
+from agentlab.operations import job_run, kinds, requests
+from agentlab.operations.context import World
+from agentlab.secret import Secret
+from agentlab.store import jobs, sandboxes, tokens
+from agentlab.store.db import Store
+from tests.fakes.hypervisor import FakeHypervisor
+
+SPEC = JobSpec(Repo(url="https://example.org/x.git"), "do it", "demo")
+
+
+@dataclass
+class FakeFence:
+    """Remembers what it was last asked to admit."""
+
+    members: list[Member] = field(default_factory=list)
+    faults: list[Exception] = field(default_factory=list)
+
+    def sync(self, read: Callable[[], list[Member]]) -> None:
+        if self.faults:
+            raise self.faults.pop(0)
+        self.members = list(read())
+
+
+@dataclass
+class Bench:
+    world: World
+    runner: Runner
+    hypervisor: FakeHypervisor
+    fence: FakeFence
+
+    def create(self, spec: JobSpec = SPEC, key: str = "") -> Job:
+        return requests.create_job(self.world, self.runner, spec, key)
+
+    def until(self, job: Job, *states: JobState) -> Job:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            seen = self.world.store.commits
+            with self.world.store.read() as tx:
+                found = jobs.get(tx, job.id)
+            if found.state in states:
+                return found
+            self.world.store.wait(seen, 0.2)
+        raise AssertionError(f"{found} is not in {states}")
+
+    def report(self, job: Job, status: str = "completed", message: str = "") -> None:
+        """Plays the runner: claims, then reports."""
+        token = self.world.token(job.id).fingerprint
+        with self.world.store.write() as tx:
+            tokens.spend(tx, token, "session-" + job.id)
+            jobs.set_report(tx, job.id, {"status": status, "stage": "agent", "message": message})
+        self.runner.wake(job.operation)
+
+    def state(self, job: Job) -> SandboxState:
+        with self.world.store.read() as tx:
+            return sandboxes.get(tx, jobs.get(tx, job.id).vmid).state
+
+    def clean(self) -> bool:
+        with self.world.store.read() as tx:
+            rows = [tx.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("subject", "token")]
+        return not self.hypervisor.machines and not self.fence.members and rows == [0, 0]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    profiles = tmp_path / "profiles"
+    profiles.mkdir()
+    for after in ("destroy", "stop", "keep"):
+        name = "demo" if after == "destroy" else after
+        text = f"after: {after}\nnetwork: off\nagent: {{command: 'true'}}\n"
+        (profiles / f"{name}.yaml").write_text(text)
+    settings = config.parse(
+        f"data_dir: {tmp_path}\nprofiles_dir: {profiles}\nvmid_range: [1000, 1004]\n",
+        tmp_path / "config.yaml",
+    )
+    hypervisor, fence = FakeHypervisor(), FakeFence()
+    store = Store(tmp_path / "agentlab.db")
+    world = World(
+        config=settings, store=store, hypervisor=hypervisor, fence=fence,  # type: ignore[arg-type]
+        build_template=lambda name, on_step: None, installation="lab", key=Secret("k" * 43),
+    )  # fmt: skip
+    runner = Runner(store, kinds(world), workers=4)
+    runner.start()
+    yield Bench(world, runner, hypervisor, fence)
+    runner.stop(5)
+    store.close()
+
+
+def test_a_job_runs_to_its_end_and_leaves_nothing(bench: Bench) -> None:
+    job = bench.create()
+    running = bench.until(job, JobState.RUNNING)
+    document = json.loads(bench.hypervisor.files[running.vmid, job_run.BOOTSTRAP])
+    assert document["job"] == job.id
+    assert document["token"] == bench.world.token(job.id).reveal()
+    assert [member.vmid for member in bench.fence.members] == [running.vmid]
+    bench.report(job)
+    assert bench.until(job, JobState.COMPLETED, JobState.FAILED).state is JobState.COMPLETED
+    assert bench.state(job) is SandboxState.DESTROYED
+    assert bench.clean()
+    report = json.loads((bench.world.job_dir(job.id) / "report.json").read_text())
+    assert report["status"] == "completed"
+
+
+def test_rules_are_in_place_before_power(bench: Bench) -> None:
+    bench.fence.faults = [Conflict("cannot put the rules in place")]
+    job = bench.create()
+    failed = bench.until(job, JobState.FAILED)
+    assert "rules" in failed.reason
+    assert "start" not in bench.hypervisor.calls
+    assert bench.clean()
+
+
+@pytest.mark.parametrize("method", ["inventory", "clone", "configure", "start", "ready", "file_write"])
+def test_a_failure_anywhere_is_undone(bench: Bench, method: str) -> None:
+    bench.hypervisor.faults[method] = [Conflict(f"cannot {method}: no")]
+    failed = bench.until(bench.create(), JobState.FAILED)
+    assert failed.reason.startswith(f"cannot {method}")
+    assert bench.clean()
+
+
+@pytest.mark.parametrize("method", ["inventory", "clone", "configure", "start", "ready", "destroy"])
+def test_what_is_unavailable_is_tried_again(bench: Bench, method: str) -> None:
+    bench.hypervisor.faults[method] = [Unavailable("busy"), Unavailable("busy")]
+    job = bench.create()
+    bench.until(job, JobState.RUNNING)
+    bench.report(job)
+    assert bench.until(job, JobState.COMPLETED, JobState.FAILED).state is JobState.COMPLETED
+    assert bench.clean()
+
+
+def test_a_vmid_that_a_stranger_has_is_skipped_and_left_alone(bench: Bench) -> None:
+    stranger = Machine(1000, "production", "", Power.RUNNING)
+    bench.hypervisor.machines[1000] = stranger
+    job = bench.create()
+    assert bench.until(job, JobState.RUNNING).vmid == 1001
+    bench.report(job)
+    bench.until(job, JobState.COMPLETED)
+    assert bench.hypervisor.machines == {1000: stranger}
+
+
+def test_a_stranger_who_comes_between_is_left_alone(bench: Bench) -> None:
+    taken = bench.hypervisor.clone
+
+    def clone(template: str, vmid: int, *, name: str, owner: str, full: bool = False) -> None:
+        bench.hypervisor.machines[vmid] = Machine(vmid, "production", "", Power.RUNNING)
+        taken(template, vmid, name=name, owner=owner, full=full)
+
+    bench.hypervisor.clone = clone  # type: ignore[method-assign]
+    job = bench.create()
+    deadline = time.monotonic() + 5
+    while bench.hypervisor.calls.count("destroy") < 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    machine = bench.hypervisor.machines[1000]
+    assert (machine.name, machine.power) == ("production", Power.RUNNING)
+    assert bench.until(job, JobState.FAILED).reason.endswith("is not ours")
+    assert bench.hypervisor.machines[1000] == machine
+
+
+def test_ten_jobs_share_nothing_and_too_many_wait(bench: Bench) -> None:
+    asked = [bench.create() for _ in range(5)]
+    running = [bench.until(job, JobState.RUNNING) for job in asked]
+    with bench.world.store.read() as tx:
+        boxes = sandboxes.live(tx)
+    assert len({job.vmid for job in running}) == len({box.address for box in boxes}) == 5
+    late = bench.create()
+    time.sleep(0.3)
+    with bench.world.store.read() as tx:
+        assert "VMID" in jobs.get(tx, late.id).waits_for
+    bench.report(asked[0])
+    bench.until(late, JobState.RUNNING)
+    for job in (*asked[1:], late):
+        bench.report(job)
+        bench.until(job, JobState.COMPLETED)
+    assert bench.clean()
+
+
+def test_the_same_key_gives_the_same_job(bench: Bench) -> None:
+    first = bench.create(key="k1")
+    assert bench.create(key="k1").id == first.id
+    with pytest.raises(Conflict, match="Idempotency-Key"):
+        bench.create(replace(SPEC, task="another"), key="k1")
+
+
+def test_an_unknown_profile_gets_a_near_one(bench: Bench) -> None:
+    with pytest.raises(NotFound) as unknown:
+        bench.create(replace(SPEC, profile="demos"))
+    assert unknown.value.hint == "did you mean demo?"
+
+
+def test_a_ttl_that_leaves_no_time_for_work_is_refused(bench: Bench) -> None:
+    with pytest.raises(Invalid, match="no time"):
+        bench.create(replace(SPEC, ttl=60))
+
+
+def test_a_sandbox_that_dies_fails_its_job_with_a_report(bench: Bench) -> None:
+    job = bench.create()
+    vmid = bench.until(job, JobState.RUNNING).vmid
+    machine = bench.hypervisor.machines[vmid]
+    bench.hypervisor.machines[vmid] = replace(machine, power=Power.STOPPED)
+    bench.runner.wake(job.operation)
+    assert "lost its power" in bench.until(job, JobState.FAILED).reason
+    report = json.loads((bench.world.job_dir(job.id) / "report.json").read_text())
+    assert report["status"] == "failed"
+    assert bench.clean()
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [("failed", JobState.FAILED), ("timeout", JobState.TIMEOUT), ("cancelled", JobState.CANCELLED)],
+)
+def test_the_guests_report_decides(bench: Bench, status: str, state: JobState) -> None:
+    job = bench.create()
+    bench.until(job, JobState.RUNNING)
+    bench.report(job, status, "exit status 3")
+    assert bench.until(job, state).reason == "agent: exit status 3"
+    assert bench.clean()
+
+
+def test_a_job_cancelled_before_it_claims_ends_at_once(bench: Bench) -> None:
+    job = bench.create()
+    bench.until(job, JobState.RUNNING)
+    requests.cancel_job(bench.world, bench.runner, job.id)
+    bench.until(job, JobState.CANCELLED)
+    assert bench.clean()
+
+
+@pytest.mark.parametrize("after", ["stop", "keep"])
+def test_a_profile_may_keep_its_sandbox(bench: Bench, after: str) -> None:
+    job = bench.create(replace(SPEC, profile=after))
+    bench.until(job, JobState.RUNNING)
+    bench.report(job)
+    bench.until(job, JobState.COMPLETED)
+    states = {"stop": SandboxState.STOPPED, "keep": SandboxState.COMPLETED}
+    assert bench.state(job) is states[after]
+    with bench.world.store.read() as tx:
+        vmid = sandboxes.live(tx)[0].vmid
+    requests.destroy_sandbox(bench.world, bench.runner, str(vmid), force=False)
+    deadline = time.monotonic() + 10
+    while not bench.clean() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert bench.clean()
+
+
+def test_destroy_is_refused_while_a_job_runs_unless_forced(bench: Bench) -> None:
+    job = bench.create()
+    vmid = str(bench.until(job, JobState.RUNNING).vmid)
+    with pytest.raises(Conflict, match="failed to destroy sandbox"):
+        requests.destroy_sandbox(bench.world, bench.runner, vmid, force=False)
+    requests.destroy_sandbox(bench.world, bench.runner, vmid, force=True)
+    bench.until(job, JobState.CANCELLED)
+    assert bench.clean()
+
+
+def test_a_token_delivered_twice_is_the_same_token(bench: Bench) -> None:
+    bench.hypervisor.faults["file_write"] = [Unavailable("the reply was lost")]
+    job = bench.create()
+    bench.until(job, JobState.RUNNING)
+    with bench.world.store.read() as tx:
+        rows = tx.execute("SELECT fingerprint FROM token").fetchall()
+    assert [row[0] for row in rows] == [bench.world.token(job.id).fingerprint]
+
+
+def test_what_is_old_and_finished_is_forgotten(bench: Bench) -> None:
+    job, live = bench.create(), bench.create()
+    bench.until(job, JobState.RUNNING)
+    bench.until(live, JobState.RUNNING)
+    bench.report(job)
+    bench.until(job, JobState.COMPLETED)
+    bundle = bench.world.config.bundle_dir / ("a" * 64 + ".bundle")
+    bundle.parent.mkdir()
+    bundle.write_bytes(b"x")
+    with bench.world.store.write() as tx:
+        jobs.put_bundle(tx, "a" * 64, 1)
+    assert sweep(bench.world, time.time()).jobs == 0
+    swept = sweep(bench.world, time.time() + 31 * 86400)
+    assert (swept.jobs, swept.sandboxes, swept.bundles) == (1, 1, 1)
+    assert not bench.world.job_dir(job.id).exists()
+    assert not bundle.exists()
+    with bench.world.store.read() as tx:
+        assert [each.id for each in jobs.newest(tx)] == [live.id]
