@@ -1,0 +1,35 @@
+"""The local hypervisor as a whole."""
+
+from __future__ import annotations
+
+from agentlab.hypervisor.base import Capabilities, Hypervisor
+from agentlab.hypervisor.local.accelerator import SLOWNESS
+from agentlab.hypervisor.local.guest import LocalGuest
+from agentlab.hypervisor.local.machines import LocalMachines
+from agentlab.hypervisor.local.snapshots import LocalSnapshots
+
+
+class LocalHypervisor(LocalMachines, LocalSnapshots, LocalGuest):
+    """QEMU processes on this host; needs root for their taps.
+
+    It keeps nothing in memory: all that it knows is in the machines' directories and in the
+    processes themselves, so any number of instances, in any number of processes, may be used.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The first call may take up to 20 s, when KVM has to be tried."""
+        accelerator = self.chosen_accelerator()
+        return Capabilities(
+            accelerator=accelerator,
+            slowness=SLOWNESS[accelerator],
+            memory_start=self.start_mode != "cold",
+        )
+
+    def prepare(self, cores: int, memory: int) -> None:
+        """Makes the memory snapshot for machines of this size in advance; NotFound, no template."""
+        if self.start_mode != "cold":
+            self.memory_snapshot(self.template(), cores, memory)
+
+
+_: type[Hypervisor] = LocalHypervisor

@@ -1,0 +1,118 @@
+"""Files that survive a crash: atomic writes, locks that end with their holder, swept leftovers."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from agentlab.clock import Deadline
+from agentlab.errors import Busy
+
+_POLL = 0.02
+_YOUNG = 10.0  # seconds that a new directory may take to get its lock
+
+
+def write_durable(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Replaces a file whole: after a crash it is the old one or the new one, on disk."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes renames in a directory last."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def try_lock(descriptor: int, *, shared: bool = False) -> bool:
+    """Takes flock(2) on an open file without waiting."""
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def wait_lock(descriptor: int, deadline: Deadline, what: str, *, shared: bool = False) -> None:
+    """Takes flock(2), or raises Busy at the deadline; `what` names the thing in the message."""
+    while not try_lock(descriptor, shared=shared):
+        if deadline.passed:
+            raise Busy(f"cannot lock {what}: another operation holds it")
+        time.sleep(_POLL)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, timeout: float, what: str) -> Iterator[None]:
+    """Holds a lock file, which is made when it is not there and never removed."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        wait_lock(descriptor, Deadline.after(timeout), what)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def new_directory(parent: Path, name: str) -> Iterator[Path]:
+    """A hidden directory in which something is made whole before it is renamed into its place.
+
+    The block renames it; whatever it leaves is removed.  It is locked for as long as its
+    maker lives, so that `sweep` finds those whose maker was killed.
+    """
+    path = parent / f".{name}.{secrets.token_hex(4)}.new"
+    path.mkdir(mode=0o700)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try_lock(descriptor)
+        yield path
+    finally:
+        os.close(descriptor)
+        if path.exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep(parent: Path) -> None:
+    """Removes hidden directories of `new_directory` and `remove_tree` that nobody works on."""
+    for path in parent.glob(".*"):
+        if path.suffix not in (".new", ".gone") or path.is_symlink():
+            continue
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        try:
+            young = time.time() - os.fstat(descriptor).st_mtime < _YOUNG
+            if not young and try_lock(descriptor):
+                shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a directory that is never seen half-removed under its own name."""
+    gone = path.with_name(f".{path.name}.{secrets.token_hex(4)}.gone")
+    try:
+        path.rename(gone)
+    except FileNotFoundError:
+        return
+    sync_directory(path.parent)
+    shutil.rmtree(gone, ignore_errors=True)

@@ -1,0 +1,66 @@
+"""Where the local hypervisor keeps its things, and what each part of the driver needs to know."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from agentlab.errors import NotFound, Unavailable
+from agentlab.hypervisor.local.accelerator import choose, qemu_version
+from agentlab.hypervisor.local.machine_dir import MachineDir
+from agentlab.hypervisor.local.memory import MemorySnapshot, ensure_snapshot, template_launch
+from agentlab.hypervisor.local.template import TemplateInfo, load_template
+
+_probe = threading.Lock()
+
+
+@functools.cache
+def _chosen(template_dir: Path, template: TemplateInfo) -> str:
+    return choose(template_dir, template)
+
+
+@functools.cache
+def _version() -> str:
+    return qemu_version()
+
+
+@dataclass(frozen=True)
+class Place:
+    """`root` must be there: a directory that is missing is not the same as one without machines.
+
+    `template_key` says which of the templates in `template_dir` this installation uses: daemons
+    with different runners may share that directory.
+    """
+
+    root: Path
+    template_dir: Path
+    template_key: str
+    start_mode: Literal["auto", "cold", "memory"] = "auto"
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
+
+    def machine(self, vmid: int) -> MachineDir:
+        if not self.root.is_dir():
+            raise Unavailable(f"cannot read the machines: {self.root} is not there")
+        return MachineDir(self.root / str(vmid))
+
+    def template(self, key: str = "") -> TemplateInfo:
+        """The template with this key, or this installation's; NotFound."""
+        return load_template(self.template_dir, key or self.template_key)
+
+    def chosen_accelerator(self) -> str:
+        """`kvm` or `tcg`; tried with the template's kernel, so `tcg` until there is one."""
+        if self.accelerator != "auto":
+            return self.accelerator
+        try:
+            template = self.template()
+        except NotFound:
+            return "tcg"
+        with _probe:
+            return _chosen(self.template_dir, template)
+
+    def memory_snapshot(self, template: TemplateInfo, cores: int, memory: int) -> MemorySnapshot:
+        plan = template_launch(template, self.chosen_accelerator(), cores, memory)
+        return ensure_snapshot(template, plan, _version())

@@ -1,0 +1,62 @@
+#!/bin/sh
+# Run by mmdebstrap on the host with the new root file system as $1, before it is packed.
+# What belongs to the image and needs no program of the guest is in tree/ instead.
+set -eu
+root=$1
+
+# Nothing of the building host's package sources stays.
+rm -f "$root"/etc/apt/sources.list "$root"/etc/apt/sources.list.d/* \
+    "$root"/etc/apt/apt.conf.d/99mmdebstrap "$root"/etc/apt/auth.conf.d/* \
+    "$root"/etc/apt/trusted.gpg.d/*mmdebstrap*
+
+# A small initrd: only what finds the root disk of a virtual machine.
+cat >"$root"/etc/initramfs-tools/conf.d/agentlab <<END
+MODULES=list
+COMPRESS=lz4
+BUSYBOX=n
+FSTYPE=ext4
+RESUME=none
+END
+printf '%s\n' virtio_pci virtio_blk virtio_scsi sd_mod ext4 >"$root"/etc/initramfs-tools/modules
+chroot "$root" update-initramfs -u -k all
+
+chroot "$root" useradd --create-home --uid 1000 --user-group --shell /bin/bash agent
+chroot "$root" passwd --lock root
+chroot "$root" passwd --lock agent
+
+# Units that a throw-away machine does not need.
+for unit in \
+    apt-daily.timer apt-daily-upgrade.timer apt-daily.service apt-daily-upgrade.service \
+    dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
+    logrotate.timer man-db.timer systemd-tmpfiles-clean.timer motd-news.timer \
+    getty@tty1.service getty.target serial-getty@ttyS0.service console-getty.service \
+    systemd-pstore.service systemd-rfkill.socket systemd-rfkill.service \
+    systemd-journal-flush.service systemd-update-utmp.service \
+    systemd-update-utmp-runlevel.service systemd-machine-id-commit.service \
+    systemd-ask-password-wall.path systemd-ask-password-console.path \
+    systemd-networkd-wait-online.service systemd-timesyncd.service \
+    dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount \
+    sys-fs-fuse-connections.mount sys-kernel-config.mount proc-sys-fs-binfmt_misc.automount \
+    modprobe@configfs.service modprobe@drm.service modprobe@fuse.service modprobe@efi_pstore.service \
+    keyboard-setup.service console-setup.service networking.service ssh.service \
+    sudo.service systemd-binfmt.service systemd-hwdb-update.service ldconfig.service \
+    cloud-config.service cloud-init-hotplugd.socket cloud-init-hotplugd.service
+do
+    ln -sf /dev/null "$root/etc/systemd/system/$unit"
+done
+# sshd is started by a connection, so that it costs nothing before and needs no keys at boot.
+chroot "$root" systemctl enable systemd-networkd.service ssh.socket qemu-guest-agent.service
+ln -sf ../agentlab-runner.service \
+    "$root"/etc/systemd/system/multi-user.target.wants/agentlab-runner.service
+
+# A clone makes these itself.
+rm -f "$root"/etc/ssh/ssh_host_* "$root"/var/lib/dbus/machine-id "$root"/var/lib/systemd/random-seed
+: >"$root"/etc/machine-id
+echo agentlab >"$root"/etc/hostname
+printf '127.0.0.1 localhost\n127.0.1.1 agentlab\n' >"$root"/etc/hosts
+echo '/dev/vda / ext4 errors=remount-ro,noatime 0 1' >"$root"/etc/fstab
+rm -f "$root"/etc/resolv.conf "$root"/etc/cloud/cloud.cfg.d/*
+: >"$root"/etc/resolv.conf
+
+rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/* "$root"/var/log/* \
+    "$root"/var/cache/debconf/*-old "$root"/usr/share/doc/* "$root"/usr/share/man/* "$root"/tmp/*
