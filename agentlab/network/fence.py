@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from agentlab.network import bridge, nft
+from agentlab.network.rules import plan_tables
 from agentlab.network.settings import Member, Mode, NetworkSettings
 
 ReadMembers = Callable[[], Sequence[Member]]
@@ -53,7 +54,7 @@ class Fence:
 
     def _apply(self, members: Sequence[Member]) -> None:
         wanted = {member.tap for member in members}
-        nft.plan_tables(self._settings, members)  # refuses a wrong list before anything changes
+        plan_tables(self._settings, members)  # refuses a wrong list before anything changes
         bridge.ensure_bridge(self._settings)
         try:
             bridge.remove_taps(self._settings, bridge.taps(self._settings) - wanted)

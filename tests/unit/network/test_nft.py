@@ -15,9 +15,9 @@ from agentlab.network.address import mac_for, tap_name
 from agentlab.network.nft import (
     describe_tables,
     parse_listing,
-    plan_tables,
     render_ruleset,
 )
+from agentlab.network.rules import plan_tables
 from agentlab.network.settings import PRIVATE, Member, Mode, NetworkSettings
 
 SETTINGS = NetworkSettings(
