@@ -1,0 +1,1 @@
+"""The command line: one table of commands, and one place that prints."""

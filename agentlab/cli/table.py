@@ -1,0 +1,154 @@
+"""The command table: the command line, its help, docs/cli.md and the completions come from it."""
+
+from __future__ import annotations
+
+from agentlab.cli.command import SOCKET, Arg, Command
+
+GLOBALS = (
+    Arg("--socket", f"the daemon's socket; default $AGENTLAB_SOCKET, else {SOCKET}", value="PATH"),
+    Arg(
+        "--timeout",
+        "how long to wait: for the end where a command waits (default: for ever), "
+        "else for the daemon's answer (default: 30s)",
+        value="DUR",
+        kind="duration",
+    ),
+    Arg("--json", "print one JSON document (streams: one object a line) and nothing else"),
+    Arg("--quiet", "no progress and no hints on stderr"),
+    Arg("--no-color", "no colours; so does the variable NO_COLOR"),
+    Arg("--version", "print version, commit and Python"),
+    Arg("--help", "print help for the command, or for all of them"),
+)
+
+_JOB = Arg("ID", "the job's id", required=True)
+_SANDBOX = Arg("SANDBOX", "VMID or name of the sandbox", required=True)
+_NO_WAIT = Arg("--no-wait", "return at once; the daemon goes on")
+_FOLLOW = Arg("--follow", "go on with what comes, until the end")
+_TAIL = Arg("--tail", "only the last N lines", value="N", kind="count")
+_YES = Arg("--yes", "do not ask")
+
+_PLAN = (
+    Arg("--repo", "git URL, or a path on this machine", value="REPO", required=True),
+    Arg("--ref", "branch, tag or commit; default: HEAD", value="REF"),
+    Arg("--task", "what the agent is to do", value="TEXT"),
+    Arg("--task-file", "read the task from a file; - is standard input", value="FILE"),
+    Arg("--profile", "what kind of sandbox and agent", value="NAME", required=True),
+    Arg("--mode", "the agent's mode; default: the profile's", value="MODE"),
+    Arg("--ttl", "how long the sandbox may live; default: the profile's", value="DUR",
+        kind="duration"),
+    Arg("--depth", "commits of history to fetch from a git URL, 0 for all; default: 1",
+        value="N", kind="count"),
+    Arg("--env", "variable for the agent; KEY alone takes it from here; repeatable",
+        value="KEY=VALUE", many=True),
+    Arg("--label", "label of the job; repeatable", value="KEY=VALUE", many=True),
+)  # fmt: skip
+
+_C = "agentlab.cli.commands."
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "job", "run", "run a job",
+        (*_PLAN, Arg("--follow", "show the agent's log while it works"), _NO_WAIT),
+        _C + "job_run:run",
+        'agentlab job run --repo . --profile demo --task "fix the failing test" --follow',
+    ),
+    Command(
+        "job", "validate", "plan a job without running it", _PLAN, _C + "job_run:validate",
+        'agentlab job validate --repo . --profile demo --task "fix the failing test"',
+    ),
+    Command(
+        "job", "list", "list jobs, newest first",
+        (
+            Arg("--state", "only jobs in this state", value="STATE", kind="state"),
+            Arg("--limit", "at most N jobs; default: 50", value="N", kind="count"),
+        ),
+        _C + "job:list_", "agentlab job list --state RUNNING",
+    ),
+    Command("job", "show", "show a job", (_JOB,), _C + "job:show", "agentlab job show ID"),
+    Command(
+        "job", "wait", "wait for a job's end; exit status 5 when it failed", (_JOB,),
+        _C + "job:wait", "agentlab job wait ID --timeout 30m",
+    ),
+    Command(
+        "job", "cancel", "cancel a job", (_JOB, _NO_WAIT), _C + "job:cancel",
+        "agentlab job cancel ID",
+    ),
+    Command(
+        "job", "logs", "print the agent's log", (_JOB, _FOLLOW, _TAIL), _C + "job_logs:logs",
+        "agentlab job logs ID --follow --tail 100",
+    ),
+    Command(
+        "job", "artifacts", "list what a job handed back", (_JOB,), _C + "artifacts:list_",
+        "agentlab job artifacts ID",
+    ),
+    Command(
+        "job", "artifacts download", "download what a job handed back",
+        (
+            _JOB,
+            Arg("NAME", "only these artifacts; default: all", many=True),
+            Arg("--out", "directory to write to; default: the present one", value="DIR"),
+            Arg("--force", "overwrite files that are there"),
+        ),
+        _C + "artifacts:download", "agentlab job artifacts download ID changes.patch --out work",
+    ),
+    Command(
+        "sandbox", "list", "list sandboxes", (Arg("--all", "destroyed ones too"),),
+        _C + "sandbox:list_", "agentlab sandbox list",
+    ),
+    Command(
+        "sandbox", "show", "show a sandbox", (_SANDBOX,), _C + "sandbox:show",
+        "agentlab sandbox show 1003",
+    ),
+    Command(
+        "sandbox", "destroy", "destroy a sandbox and its disks",
+        (_SANDBOX, Arg("--force", "from any state, also when its VM is gone; does not ask"),
+         _YES, _NO_WAIT),
+        _C + "sandbox:destroy", "agentlab sandbox destroy --yes 1003",
+    ),
+    Command("profile", "list", "list profiles", (), _C + "profile:list_", "agentlab profile list"),
+    Command(
+        "template", "list", "list templates", (), _C + "template:list_", "agentlab template list"
+    ),
+    Command(
+        "template", "build", "build a template, unless it is there",
+        (Arg("NAME", "which; default: debian-12"), _NO_WAIT),
+        _C + "template:build", "agentlab template build debian-12",
+    ),
+    Command(
+        "status", "", "show the daemon at a glance", (), _C + "status:status", "agentlab status"
+    ),
+    Command(
+        "logs", "", "print what happened to a sandbox", (_SANDBOX, _FOLLOW, _TAIL),
+        _C + "logs:logs", "agentlab logs 1003 --follow",
+    ),
+    Command(
+        "version", "", "print version, commit and Python", (), _C + "version:version",
+        "agentlab version --json",
+    ),
+    Command(
+        "completion", "", "print the completions for a shell",
+        (Arg("SHELL", "bash, zsh or fish", required=True),), _C + "completion:completion",
+        "agentlab completion bash > /etc/bash_completion.d/agentlab",
+    ),
+    Command(
+        "docs", "", "write the reference pages from the tables",
+        (
+            Arg("--check", "write nothing; exit status 1 when a page is not as it should be"),
+            Arg("--dir", "directory of the pages; default: docs", value="DIR"),
+        ),
+        _C + "docs:docs", "agentlab docs --check",
+    ),
+    Command("daemon", "", "run the daemon; its own help: agentlab daemon --help"),
+    Command("guest", "", "run a job inside a VM; not for people"),
+)  # fmt: skip
+
+# The sandbox verbs in short; each works as soon as its command is in the table.
+_ALIASES = {
+    "new": "new", "ls": "list", "show": "show", "start": "start", "stop": "stop", "rm": "destroy",
+}  # fmt: skip
+ALIASES: dict[str, Command] = {
+    short: command
+    for short, verb in _ALIASES.items()
+    for command in COMMANDS
+    if (command.noun, command.verb) == ("sandbox", verb)
+}
