@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 
 from agentlab.errors import Conflict, Invalid, Unsupported
 from agentlab.network.settings import Member, Mode, NetworkSettings
