@@ -22,8 +22,10 @@ check: $(READY) ## format, lint, types, unit and contract tests, docs fresh: und
 test: need dist docs ## everything, with real VMs: under 20 minutes on 2 cores
 	$(PYTEST) tests
 
-demo: need dist ## the main job in a real VM: this repository, one task, all traces taken away
-	$(PY) scripts/demo
+demo: ## the main job in a real VM: this repository, one task, all traces taken away
+	@$(PYTHON) scripts/demo --check-user
+	@$(MAKE) --no-print-directory need dist
+	@$(PY) scripts/demo
 
 dist: $(READY) ## build dist/agentlab, the one file, and its sha256
 	@scripts/need dist
