@@ -48,7 +48,7 @@ _SHOWN: dict[str, Callable[[EventView], Line]] = {
     "artifact.stored": lambda e: Line(
         "artifact", f"{_fact(e, 'name')}  {size(_number(e, 'size'))}"
     ),
-    "job.cancel": lambda e: Line("job", "to be cancelled", "yellow"),
+    "job.cancel": lambda e: Line("job", e.text.rpartition(": ")[2], "yellow"),
     "template.step": lambda e: Line("template", e.text),
     "guest.refused": lambda e: Line("refused", e.text, "yellow"),
 }

@@ -124,6 +124,10 @@ def log(
         wait = WAIT if follow and offset == start else 0.0
 
 
+class _Deaf(BaseException):
+    """Nobody listens any more: the thread is to end."""
+
+
 class Feed:
     """Events, and a log if asked for, merged into one stream with ticks."""
 
@@ -186,16 +190,19 @@ class Feed:
                 return self._queue.put(item, timeout=TICK)
             except queue.Full:
                 continue
-        raise SystemExit  # ends this thread alone: nobody listens any more
+        raise _Deaf
 
     def _start(self, name: str, source: Callable[[], Iterator[Item]]) -> None:
         def pump() -> None:
             try:
-                for item in source():
-                    self._put(item)
-            except Exception as error:  # noqa: BLE001  handed to the caller's thread
-                self._put(error)
-            self._put(name)
+                try:
+                    for item in source():
+                        self._put(item)
+                except Exception as error:  # noqa: BLE001  # handed to the caller's thread
+                    self._put(error)
+                self._put(name)
+            except _Deaf:
+                pass
 
         self._running.add(name)
         threading.Thread(target=pump, daemon=True).start()

@@ -1,0 +1,170 @@
+"""The command line: flags anywhere, and "did you mean" for what is not known."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agentlab.cli import manual
+from agentlab.cli.command import Usage
+from agentlab.cli.commands.docs import pages
+from agentlab.cli.completion import SHELLS, render
+from agentlab.cli.parse import parse
+from agentlab.cli.table import ALIASES, COMMANDS, GLOBALS
+
+Run = Callable[..., tuple[int, str, str]]
+ROWS = [(command, arg) for command in COMMANDS for arg in command.options]
+
+
+def test_flags_may_stand_anywhere() -> None:
+    parts = [["job"], ["list"], ["--limit", "3"], ["--json"], ["--state=RUNNING"]]
+    orders = [p for p in itertools.permutations(parts) if p.index(["job"]) < p.index(["list"])]
+    for order in orders:
+        line = parse(list(itertools.chain(*order)))
+        assert line.command is not None
+        assert line.command.name == "job list"
+        assert line.args.count("--limit", 0) == 3
+        assert line.args.flag("--json")
+        assert line.args.text("--state") == "RUNNING"
+
+
+def test_flags_after_positionals_are_never_ignored() -> None:
+    line = parse(["job", "artifacts", "download", "ID", "a", "--force", "b", "--out", "d"])
+    assert line.args.many("NAME") == ["a", "b"]
+    assert line.args.flag("--force")
+    assert line.args.text("--out") == "d"
+
+
+def test_value_may_begin_with_a_dash_and_words_may_follow_two() -> None:
+    line = parse(["job", "run", "--task", "--json", "--repo=x", "--profile", "p"])
+    assert line.args.text("--task") == "--json"
+    assert not line.args.flag("--json")
+    assert parse(["job", "show", "--", "--odd"]).args.text("ID") == "--odd"
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "hint"),
+    [
+        ("jb list", "unknown command 'jb'", "did you mean job?"),
+        ("job lsit", "unknown job command 'lsit'", "did you mean list?"),
+        ("job list --stat X", "unknown flag '--stat'", "did you mean --state?"),
+        ("job list --force", "unknown flag of job list '--force'", ""),
+        ("job list --state runing", "unknown job state 'runing'", "did you mean RUNNING?"),
+        ("job list -x", "unknown flag '-x'", ""),
+        ("job show", "ID is missing", "agentlab job show --help"),
+        ("job show a b", "do not know what to do with 'b'", ""),
+        ("job run --task x", "--repo is missing", "agentlab job run --help"),
+        ("job list --limit", "--limit needs a value", ""),
+        ("job list --limit x", "must be a whole number", ""),
+        ("job list --limit 1 --limit 2", "--limit is given twice", ""),
+        ("job list --json=1", "--json takes no value", ""),
+        ("job list --timeout soon", "cannot read the duration", "90s"),
+        ("--timeout 5m --force", "--force needs a command", ""),
+        ("completion tcsh", "unknown shell 'tcsh'", ""),
+        ("daemon", "cannot run the daemon", "agentlab daemon"),
+        ("new --profile x", "unknown command 'new'", ""),
+    ],
+)
+def test_wrong_lines_are_usage_errors(cli: Run, line: str, text: str, hint: str) -> None:
+    status, out, err = cli(*line.split())
+    assert (status, out) == (2, "")
+    assert text in err
+    assert hint in err
+
+
+@pytest.mark.parametrize("line", ["", "job", "sandbox --quiet"])
+def test_no_command_shows_help_with_status_2(cli: Run, line: str) -> None:
+    status, out, _ = cli(*line.split())
+    assert status == 2
+    assert out.startswith(("agentlab:", "usage:"))
+    status, out, _ = cli("--json", *line.split())
+    assert (status, '"code":"usage"' in out) == (2, True)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda each: each.name)
+def test_help_everywhere(cli: Run, command: object) -> None:
+    name = getattr(command, "name", "")
+    for line in (["--help", *name.split()], [*name.split(), "-h"], ["help", *name.split()]):
+        status, out, _ = cli(*line)
+        assert status == 0
+        assert out.startswith(f"usage: agentlab {name}")
+        assert "--timeout DUR" in out
+
+
+def test_help_of_nouns_and_of_all(cli: Run) -> None:
+    assert "job artifacts download" in cli("job", "--help")[1]
+    out = cli("--help")[1]
+    assert all(command.name in out for command in COMMANDS)
+    assert cli("help", "jbo")[0] == 2
+
+
+def test_every_command_has_an_example_that_parses() -> None:
+    import shlex
+
+    for command in COMMANDS:
+        if command.run:
+            words = shlex.split(command.example.partition(">")[0])
+            assert words[0] == "agentlab"
+            line = parse(words[1:])
+            assert line.command is command, command.name
+
+
+def test_every_command_can_be_loaded() -> None:
+    for command in COMMANDS:
+        if command.run:
+            module, _, name = command.run.partition(":")
+            assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_an_option_means_the_same_kind_everywhere() -> None:
+    kinds: dict[str, bool] = {}
+    for arg in [*GLOBALS, *(arg for _, arg in ROWS)]:
+        assert kinds.setdefault(arg.name, bool(arg.value)) == bool(arg.value), arg.name
+
+
+def test_aliases_are_sandbox_verbs() -> None:
+    assert {short: each.name for short, each in ALIASES.items()} == {
+        "ls": "sandbox list",
+        "show": "sandbox show",
+        "rm": "sandbox destroy",
+    }
+    line = parse(["--force", "rm", "1003"])
+    assert line.command is ALIASES["rm"]
+    assert line.args.text("SANDBOX") == "1003"
+
+
+def test_reading_a_word_twice_changes_nothing() -> None:
+    with pytest.raises(Usage, match="given twice"):
+        parse(["job", "list", "--state", "RUNNING", "--state", "FAILED"])
+    assert parse(["job", "list", "--json", "--json"]).args.flag("--json")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completions_know_every_command(shell: str) -> None:
+    script = render(shell)
+    for command in COMMANDS:
+        assert command.noun in script
+        assert all(arg.name[2:] in script for arg in command.options)
+
+
+def test_reference_pages_are_fresh() -> None:
+    folder = Path(__file__).resolve().parents[3] / "docs"
+    for name, text in pages().items():
+        assert (folder / name).read_text() == text, f"run: agentlab docs ({name})"
+
+
+def test_docs_checks_and_writes(cli: Run, tmp_path: Path) -> None:
+    status, out, _ = cli("docs", "--check", "--dir", str(tmp_path))
+    assert (status, out.count("is stale")) == (1, 3)
+    assert list(tmp_path.iterdir()) == []
+    assert cli("docs", "--dir", str(tmp_path))[0] == 0
+    assert cli("docs", "--check", "--dir", str(tmp_path))[0] == 0
+    assert cli("docs", "--dir", str(tmp_path / "none"))[0] == 2
+
+
+def test_manual_names_every_exit_status() -> None:
+    assert [code for code, _ in manual.EXIT_CODES] == [0, 1, 2, 3, 4, 5, 6, 130]
