@@ -1,0 +1,44 @@
+"""The API's endpoints: one function each, in the module of its noun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from agentlab.daemon.context import Daemon
+from agentlab.daemon.handlers import (
+    artifacts,
+    bundles,
+    events,
+    job_log,
+    jobs,
+    operations,
+    profiles,
+    sandboxes,
+    status,
+    templates,
+)
+from agentlab.daemon.router import Request
+
+Handler = Callable[[Daemon, Request[Any]], object]
+
+HANDLERS: Mapping[str, Handler] = {
+    "status": status.show,
+    "job_create": jobs.create,
+    "job_validate": jobs.validate,
+    "job_list": jobs.newest,
+    "job_show": jobs.show,
+    "job_cancel": jobs.cancel,
+    "job_log": job_log.read,
+    "job_artifacts": artifacts.all_of_job,
+    "job_artifact": artifacts.read,
+    "bundle_put": bundles.put,
+    "events": events.after,
+    "sandbox_list": sandboxes.all_known,
+    "sandbox_show": sandboxes.show,
+    "sandbox_destroy": sandboxes.destroy,
+    "profile_list": profiles.all_known,
+    "template_list": templates.all_known,
+    "template_build": templates.build,
+    "operation_show": operations.show,
+}

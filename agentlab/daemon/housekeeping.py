@@ -1,0 +1,83 @@
+"""What is put in order once the sockets are served, without holding anybody up."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from agentlab.control.retention import Retention
+from agentlab.daemon.context import Daemon
+from agentlab.daemon.job_files import INCOMING, sweep_parts
+from agentlab.daemon.notify import notify
+from agentlab.errors import AgentLabError
+
+_log = logging.getLogger(__name__)
+_FIRST_PAUSE = 1.0
+_MOST_PAUSE = 30.0
+
+
+class Housekeeping:
+    """The fence, the engine, and the sweeping up of what an earlier process left half done."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._retention = Retention(daemon.world)
+        self._lock = threading.Lock()
+        self._engine_runs = False
+        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Begins nothing more; steps under way have `timeout` seconds and are done again later."""
+        self._retention.stop()
+        with self._lock:
+            if self._engine_runs:
+                self._daemon.runner.stop(timeout)
+
+    def _run(self) -> None:
+        """Operations go on without a fence: the steps that need it put it up, or wait for it."""
+        fenced = self._fence()
+        self._begin_work()
+        self._sweep()
+        pause = _FIRST_PAUSE
+        while not fenced and not self._daemon.stopping.wait(pause):
+            fenced = self._fence()
+            pause = min(_MOST_PAUSE, 2 * pause)
+
+    def _fence(self) -> bool:
+        world = self._daemon.world
+        try:
+            world.fence.ensure()
+            world.sync_fence()
+        except AgentLabError as error:
+            _log.error("the network is not in order, trying again: %s", error)
+            notify(f"STATUS=waiting for the network: {error.message[:200]}")
+            return False
+        config = world.config.network
+        _log.info("sandboxes are on bridge %s, %s", config.bridge, config.subnet)
+        notify("STATUS=ready")
+        return True
+
+    def _begin_work(self) -> None:
+        with self._lock:
+            if self._daemon.stopping.is_set():
+                return
+            count = self._daemon.runner.start()
+            self._engine_runs = True
+        if count:
+            _log.info("going on with %d unfinished operations", count)
+        self._retention.start()
+
+    def _sweep(self) -> None:
+        config, boot = self._daemon.world.config, self._daemon.boot
+        try:
+            swept = sweep_parts(config.bundle_dir, boot)
+            for folder in config.artifact_dir.glob(f"*/{INCOMING}"):
+                swept += sweep_parts(folder, boot)
+        except OSError as error:
+            _log.warning("cannot sweep up half-received files: %s", error)
+        else:
+            if swept:
+                _log.info("removed %d half-received files", swept)

@@ -1,0 +1,115 @@
+"""Records as the API shows them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+
+from agentlab.api import messages as m
+from agentlab.daemon.context import Daemon
+from agentlab.errors import AgentLabError
+from agentlab.model.event import Event
+from agentlab.model.job import JOB, Job
+from agentlab.model.sandbox import SANDBOX, Sandbox
+from agentlab.store import operations, sandboxes
+from agentlab.store.db import Tx
+from agentlab.store.operations import OperationRow
+
+_log = logging.getLogger(__name__)
+_PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/@]*@")
+
+
+def job_view(daemon: Daemon, tx: Tx, job: Job, *, brief: bool = False) -> m.JobView:
+    """A job; `brief`, for lists, leaves out what its report says of single files."""
+    repo, report = job.spec.repo, job.report
+    if report is not None and brief:
+        report = {key: each for key, each in report.items() if key not in ("artifacts", "missing")}
+    return m.JobView(
+        id=job.id,
+        state=job.state.value,
+        final=JOB.final(job.state),
+        profile=job.spec.profile,
+        task=job.spec.task,
+        repo=_PASSWORD.sub(r"\1:***@", repo.url) or f"bundle {repo.bundle[:12]}",
+        ref=repo.ref,
+        vmid=job.vmid,
+        address=_address(tx, job),
+        operation=job.operation,
+        created=job.created,
+        changed=job.changed,
+        deadline=job.deadline,
+        reason=job.reason,
+        waits_for=job.waits_for,
+        artifact_dir=str(daemon.world.job_dir(job.id)),
+        labels=job.spec.labels,
+        report=report,
+    )
+
+
+def _address(tx: Tx, job: Job) -> str:
+    sandbox = sandboxes.find(tx, job.vmid) if job.vmid else None
+    # a VMID that came back may be another job's by now
+    return str(sandbox.address) if sandbox and sandbox.job == job.id else ""
+
+
+def power_of_all(daemon: Daemon) -> Mapping[int, str] | None:
+    """The power of every machine, from one inventory; None when that cannot be read."""
+    try:
+        return {each.vmid: each.power.value for each in daemon.world.hypervisor.inventory()}
+    except AgentLabError as error:
+        _log.info("showing sandboxes without their power: %s", error)
+        return None
+
+
+def sandbox_view(sandbox: Sandbox, power: Mapping[int, str] | None) -> m.SandboxView:
+    """A sandbox; its power is "absent" without a machine, "unknown" without an inventory."""
+    shown = "unknown" if power is None else power.get(sandbox.vmid, "absent")
+    if SANDBOX.final(sandbox.state):
+        shown = "absent"  # a machine of this VMID is another one
+    return m.SandboxView(
+        vmid=sandbox.vmid,
+        name=sandbox.name,
+        state=sandbox.state.value,
+        profile=sandbox.profile,
+        address=str(sandbox.address),
+        mac=sandbox.mac,
+        network=sandbox.network,
+        job=sandbox.job,
+        power=shown,
+        created=sandbox.created,
+        changed=sandbox.changed,
+        lease_until=sandbox.lease_until,
+        reason=sandbox.reason,
+        allowed=[each.value for each in SANDBOX.allowed(sandbox.state)],
+    )
+
+
+def event_view(event: Event) -> m.EventView:
+    return m.EventView(
+        seq=event.seq,
+        at=event.at,
+        kind=event.kind,
+        text=event.text,
+        job=event.job,
+        vmid=event.vmid,
+        operation=event.operation,
+        facts=event.facts,
+    )
+
+
+def operation_view(tx: Tx, operation: OperationRow) -> m.OperationView:
+    """An operation; `step` is the one under way, or the last one begun."""
+    steps = sorted(operations.steps(tx, operation.id).values(), key=lambda each: each.started)
+    at_work = [each.name for each in steps if each.state in operations.UNFINISHED]
+    return m.OperationView(
+        id=operation.id,
+        kind=operation.kind,
+        subject=operation.subject,
+        state=operation.state,
+        step=(at_work or [each.name for each in steps] or [""])[-1],
+        final=operation.final,
+        error=operation.error,
+        hint=operation.hint,
+        waits_for=operation.waits_for,
+    )
