@@ -1,0 +1,137 @@
+"""The agent's end: nothing of it goes on, nothing of it is waited for."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from agentlab.guest.account import Account, kill_all, processes
+from agentlab.guest.agent import plan_command, render_environment, wrap
+from agentlab.guest.job import parse_job
+from agentlab.guest.paths import Workplace
+from agentlab.run import spawn
+from tests.unit.guest.world import World, document
+
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="needs a second user")
+
+
+def _none_left(world: World) -> bool:
+    return world.account.user is None or not list(processes(world.account.uid, Path("/proc")))
+
+
+def test_agent_past_its_time_limit_gets_sigterm_and_hands_back(world: World) -> None:
+    report = world.run(
+        "trap 'echo bye; exit 7' TERM; echo x > new.txt; sleep 60 & wait", time_limit=1
+    )
+    assert (report["status"], report["stage"]) == ("timeout", "agent")
+    assert (report["exit_code"], report["signal"]) == (7, None)
+    assert "time limit of 1 s" in report["message"]
+    assert bytes(world.daemon.log) == b"bye\n"
+    assert "untracked.tar.gz" in world.daemon.artifacts
+
+
+def test_agent_that_ignores_sigterm_is_killed(world: World) -> None:
+    report = world.run("trap '' TERM; while :; do sleep 0.1; done", time_limit=1)
+    assert (report["status"], report["signal"]) == ("timeout", 9)
+    assert _none_left(world)
+
+
+@as_root
+def test_forks_that_left_the_group_are_killed_before_the_hand_back(world: World) -> None:
+    world.run(
+        "setsid sh -c 'trap \"\" TERM HUP; while :; do echo x >> grows; sleep 0.02; done' &"
+        " (setsid setsid sleep 60 &) ; sleep 0.3"
+    )
+    size = (world.place.repo / "grows").stat().st_size
+    assert _none_left(world)
+    assert (world.place.repo / "grows").stat().st_size == size
+
+
+def test_child_that_keeps_the_pipe_open_is_not_waited_for(world: World) -> None:
+    before = time.monotonic()
+    report = world.run("setsid sleep 60 & echo done")
+    assert report["status"] == "completed"
+    assert bytes(world.daemon.log) == b"done\n"
+    assert time.monotonic() - before < 8
+
+
+@as_root
+def test_processes_that_fork_and_end_without_pause_are_all_killed(world: World) -> None:
+    # Never more than ten alive, and each line of them has an end: no bomb for our own host.
+    script, trace = world.account.home / "hop", world.account.home / "trace"
+    script.write_text(f'echo x >> {trace}; [ $1 -gt 0 ] && sh "$0" $(($1 - 1)) &')
+    line = f"for i in 1 2 3 4 5; do sh {script} 3000 & done"
+    argv = ["prlimit", "--nproc=50:50", "sh", "-c", line]
+    spawn(argv, user=world.account.user, cwd=Path("/"), env={"PATH": "/usr/bin:/bin"}).wait()
+    time.sleep(0.2)
+    assert kill_all(world.account)
+    size = trace.stat().st_size
+    time.sleep(0.2)
+    assert 0 < size == trace.stat().st_size < 5 * 3000 * 2
+
+
+@as_root
+def test_user_who_has_used_up_its_processes_can_still_be_ended(world: World) -> None:
+    argv = ["prlimit", "--nproc=20:20", "sh", "-c", "for i in $(seq 40); do sleep 30 & done"]
+    process = spawn(argv, user=world.account.user, cwd=Path("/"), env={"PATH": "/usr/bin:/bin"})
+    time.sleep(0.3)
+    assert 10 < len(list(processes(world.account.uid, Path("/proc")))) <= 20
+    assert kill_all(world.account)
+    assert _none_left(world)
+    process.wait()
+
+
+def test_agent_may_have_so_many_processes_and_no_more(world: World) -> None:
+    world.run("prlimit --nproc --output=SOFT,HARD --noheadings")
+    soft, hard = map(int, world.daemon.log.split())
+    assert soft == hard <= 4096
+
+
+def test_agent_has_no_terminal_no_input_and_its_own_session(world: World) -> None:
+    world.run("read x || echo end; tty; ps -o sid= -p $$ | tr -d ' ' > sid; "
+              'test "$(cat sid)" = $$ && echo own')  # fmt: skip
+    log = bytes(world.daemon.log)
+    assert log.startswith(b"end\nnot a tty\n")
+    assert log.endswith(b"own\n")
+
+
+@as_root
+def test_agent_is_the_unprivileged_user_without_groups_of_ours(world: World) -> None:
+    world.run("id -u; id -g; id -G; touch /etc/x")
+    lines = bytes(world.daemon.log).split(b"\n")
+    assert lines[0] == b"%d" % world.account.uid
+    assert set(lines[:3]) == {lines[0]}
+    assert b"denied" in world.daemon.log
+
+
+def test_agent_would_be_the_first_to_go_when_memory_runs_out(world: World) -> None:
+    world.run("sleep 0.2; cat /proc/$$/oom_score_adj")
+    assert bytes(world.daemon.log) == b"500\n"
+
+
+def test_bubblewrap_lets_the_agent_write_in_its_own_places_only(tmp_path: Path) -> None:
+    account = Account("agent", 1, 1, Path("/home/agent"))
+    place = Workplace(Path("/work/repo"), Path("/home/agent/job/artifacts"))
+    argv = wrap(["/bin/sh", "-c", "x"], account, place)
+    assert argv[-4:] == ["--", "/bin/sh", "-c", "x"]
+    assert argv[argv.index("--ro-bind") :][:3] == ["--ro-bind", "/", "/"]
+    bound = [argv[i + 1] for i, word in enumerate(argv) if word == "--bind"]
+    assert bound == ["/home/agent", "/work/repo", "/tmp", "/var/tmp"]
+    assert "--die-with-parent" in argv
+
+
+def test_environment_survives_zero_bytes_and_lone_surrogates(tmp_path: Path) -> None:
+    job = parse_job(document(task="a\0b\ud800", env={"A=B": "1", "": "2", "OK": "\ud800"}))
+    place = Workplace(Path("/r"), Path("/a"))
+    environment = render_environment(job, Account("agent", 1, 1, Path("/h")), place, Path("/t"))
+    assert environment["AGENTLAB_TASK"] == "ab?"
+    assert environment["OK"] == "?"
+    assert "A=B" not in environment
+    assert "" not in environment
+
+
+def test_command_is_the_profiles_when_the_repo_has_no_script(tmp_path: Path) -> None:
+    assert plan_command(parse_job(document(command="x y")), tmp_path) == ["/bin/sh", "-c", "x y"]
