@@ -53,7 +53,7 @@ COMMANDS: tuple[Command, ...] = (
         'agentlab job run --repo . --profile demo --task "fix the failing test" --follow',
     ),
     Command(
-        "job", "validate", "plan a job without running it", _PLAN, _C + "job_run:validate",
+        "job", "validate", "plan a job; nothing is run", _PLAN, _C + "job_run:validate",
         'agentlab job validate --repo . --profile demo --task "fix the failing test"',
     ),
     Command(
