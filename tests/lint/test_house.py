@@ -47,7 +47,9 @@ def test_types_are_strict() -> None:
     passes(BIN / "mypy", "--no-error-summary")
 
 
-@pytest.mark.parametrize("script", ["packaging/build.py", "packaging/zip_main.py", "scripts/demo"])
+@pytest.mark.parametrize(
+    "script", ["packaging/build.py", "packaging/zip_main.py", "scripts/bench", "scripts/demo"]
+)
 def test_types_of_scripts_are_strict(script: str) -> None:
     passes(BIN / "mypy", "--no-error-summary", "--follow-imports=silent", script)
 
