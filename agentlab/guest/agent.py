@@ -77,7 +77,8 @@ def plan_command(job: Job, repo: Path) -> list[str]:
 
 def wrap(argv: list[str], account: Account, place: Workplace) -> list[str]:
     """The command inside bubblewrap: it can write in its home, its repo and /tmp, no more."""
-    writable = [str(account.home), str(place.repo), "/tmp", "/var/tmp"]  # noqa: S108: no file of ours
+    shared = ["/tmp", "/var/tmp"]  # noqa: S108
+    writable = [str(account.home), str(place.repo), *shared]
     binds = [word for path in writable for word in ("--bind", path, path)]
     return ["bwrap", "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--ro-bind", "/", "/",
             "--dev", "/dev", "--proc", "/proc", *binds,

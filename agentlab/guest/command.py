@@ -69,6 +69,7 @@ class _Pipes:
     err: int
     sink: Sink
     said: bytearray = field(default_factory=bytearray)
+    open: int = 2
 
     def pump(self, poll: select.poll, milliseconds: int) -> bool:
         """Takes what is there; False when there was nothing."""
@@ -77,6 +78,7 @@ class _Pipes:
             data = os.read(fd, _PIECE)
             if not data:
                 poll.unregister(fd)
+                self.open -= 1
             elif fd == self.out:
                 self.sink(data)
             else:
@@ -147,7 +149,7 @@ def _follow(
             poll.poll(min(200, int(deadline.left * 1000) + 1))
         poll.unregister(pidfd)
         until = time.monotonic() + _AFTER_EXIT
-        while time.monotonic() < until and pipes.pump(poll, 50):
+        while pipes.open and time.monotonic() < until and pipes.pump(poll, 50):
             pass
     finally:
         os.close(pidfd)

@@ -13,7 +13,7 @@ from agentlab.clock import Deadline
 from agentlab.errors import AgentLabError, Invalid
 from agentlab.guest.account import Account
 from agentlab.guest.daemon import Daemon, Read
-from agentlab.guest.files import Found, printable, walk
+from agentlab.guest.files import Found, open_directory, printable, walk
 from agentlab.guest.job import Limits
 from agentlab.guest.paths import Paths, Workplace
 from agentlab.guest.spool import Spool
@@ -72,7 +72,7 @@ class HandBack:
         except (AgentLabError, OSError) as problem:
             for name in ("changes.patch", "repo.bundle"):
                 self.handed.miss(name, f"the repo cannot be read: {problem}")
-            self._part("untracked.tar.gz", lambda sink: self._archive(tree, [b"."], sink))
+            self._part("untracked.tar.gz", lambda sink: self._everything(tree, sink))
         else:
             self._guard("commit_after", lambda: self._look_at_head(tree))
             self._part("changes.patch", tree.patch)
@@ -126,6 +126,11 @@ class HandBack:
         self.daemon.put_artifact(name, sha256, size, read, self.deadline)
         handed.artifacts.append({"name": name, "size": size, "sha256": sha256})
         handed.total += size
+
+    def _everything(self, tree: WorkTree, sink: Callable[[bytes], None]) -> None:
+        """The whole work tree, when git cannot tell what is new in it."""
+        os.close(open_directory(self.place.repo))  # it may be gone, or a symlink by now
+        self._archive(tree, [b"."], sink)
 
     def _untracked(self, tree: WorkTree, sink: Callable[[bytes], None]) -> None:
         """One huge file does not keep the others from coming back."""

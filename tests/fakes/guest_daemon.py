@@ -105,7 +105,8 @@ class GuestDaemon:
             if self.report is not None and kind != "report":
                 self._violate(f"{kind} after the report")
                 raise Refusal(409, "the report was taken")
-            return getattr(self, "_handle_" + kind)(request, body, url)
+            answer: dict[str, Any] | bytes = getattr(self, "_handle_" + kind)(request, body, url)
+            return answer
 
     def lose(self, request: _Handler) -> bool:
         kind = self._kind(request.command, urlsplit(request.path).path)

@@ -90,7 +90,10 @@ def test_refusals_are_invalid() -> None:
 
 
 def test_credentials_are_taken_out_of_what_git_says() -> None:
-    assert redact(b"fatal: https://u:p@h/x and https://h/y") == b"fatal: https://***@h/x and https://h/y"
+    assert (
+        redact(b"fatal: https://u:p@h/x and https://h/y")
+        == b"fatal: https://***@h/x and https://h/y"
+    )
 
 
 def test_empty_repository_is_a_place_to_begin(world: World) -> None:

@@ -14,7 +14,6 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from tests.unit.guest.world import World, git
 
 from agentlab.guest import marker, runner
 from agentlab.guest.account import processes
@@ -22,6 +21,7 @@ from agentlab.guest.bootstrap import Bootstrap
 from agentlab.guest.marker import Marker
 from agentlab.secret import Secret
 from tests.fakes.guest_daemon import JOB, TOKEN
+from tests.unit.guest.world import World, git
 
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="needs a second user")
 
@@ -174,7 +174,9 @@ def test_lost_replies_change_nothing(world: World) -> None:
 
 
 def test_daemon_that_restarts_gets_the_whole_log_once(world: World) -> None:
-    world.daemon.document["command"] = "i=0; while [ $i -lt 200 ]; do echo $i; i=$((i+1)); sleep 0.01; done"
+    world.daemon.document["command"] = (
+        "i=0; while [ $i -lt 80 ]; do echo $i; i=$((i+1)); sleep 0.01; done"
+    )
     thread = world.start()
     _until(lambda: len(world.daemon.log) > 20)
     world.daemon.down()
@@ -182,7 +184,7 @@ def test_daemon_that_restarts_gets_the_whole_log_once(world: World) -> None:
     world.daemon.up()
     assert world.daemon.reported.wait(15)
     thread.join(5)
-    assert world.daemon.log.split() == [b"%d" % i for i in range(200)]
+    assert world.daemon.log.split() == [b"%d" % i for i in range(80)]
 
 
 def test_spent_token_ends_the_runner_without_a_loop(world: World) -> None:
@@ -249,26 +251,41 @@ def test_restarted_runner_hands_back_but_never_runs_the_task_again(world: World)
     assert "untracked.tar.gz" in world.daemon.artifacts
 
 
+def _program(world: World) -> list[str]:
+    """A runner in a process of its own; it prints the modules that were loaded after the start."""
+    account = world.account
+    text = (
+        f"import sys; from pathlib import Path; sys.path.insert(0, {str(Path.cwd())!r})\n"
+        "from agentlab.guest import main, runner; from agentlab.guest.account import Account\n"
+        "from agentlab.guest.paths import Pace, Paths\n"
+        f"r = Path({str(world.root)!r})\n"
+        f"a = Account('agent', {account.uid}, {account.gid}, r / 'home')\n"
+        "p = Paths(run=r / 'run', shared=r / 'shared', spool=r / 'spool', workspace=r / 'no')\n"
+        "main._warm(); before = set(sys.modules)\n"
+        "status = runner.run(runner.Guest(p, Pace(grace=0.5), lambda: a))\n"
+        "print(*sorted(set(sys.modules) - before)); sys.exit(status)\n"
+    )
+    return [sys.executable, "-S", "-c", text]
+
+
+def test_everything_is_imported_before_the_runner_is_ready(world: World) -> None:
+    world.daemon.document["command"] = "echo x > $AGENTLAB_ARTIFACTS_DIR/a; echo y > new; exit 3"
+    world.deliver()
+    done = subprocess.run(_program(world), check=True, capture_output=True, timeout=30)
+    assert done.stdout.split() == []
+
+
 @as_root
 def test_killed_runner_reports_after_its_restart(world: World) -> None:
-    program = (
-        "import sys, signal; from pathlib import Path; sys.path[:0] = [%r, %r]\n"
-        "from agentlab.guest import runner; from agentlab.guest.account import Account\n"
-        "from agentlab.guest.paths import Pace, Paths\n"
-        "r = Path(%r); a = Account('agent', %d, %d, r / 'home')\n"
-        "p = Paths(run=r / 'run', shared=r / 'shared', spool=r / 'spool', workspace=r / 'no')\n"
-        "sys.exit(runner.run(runner.Guest(p, Pace(grace=0.5), lambda: a)))\n"
-    ) % (
-        str(Path.cwd()), "", str(world.root), world.account.uid, world.account.gid,
-    )  # fmt: skip
+    program = _program(world)
     world.daemon.document["command"] = "echo begun >> count; sleep 60"
     world.deliver()
-    first = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
-    _until(lambda: (world.place.repo / "count").exists())
+    first = subprocess.Popen(program, stderr=subprocess.DEVNULL)
+    _until((world.place.repo / "count").exists)
     first.kill()
     first.wait()
     world.daemon.heartbeats.clear()
-    again = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, timeout=30)
+    again = subprocess.run(program, check=False, stderr=subprocess.PIPE, timeout=30)
     assert again.returncode == 0, again.stderr.decode()
     report = world.daemon.report
     assert report is not None

@@ -37,7 +37,7 @@ class _Slow:
 
 
 def _sent(log: JobLog) -> bytes:
-    return b"".join(iter(lambda at=[0]: _next(log, at), b""))  # type: ignore[misc]  # noqa: B006
+    return b"".join(iter(lambda at=[0]: _next(log, at), b""))  # type: ignore[misc]
 
 
 def _next(log: JobLog, at: list[int]) -> bytes:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import itertools
 import json
 import os
+import shutil
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -50,6 +54,20 @@ def document(**changes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@functools.cache
+def _model() -> tuple[Path, str]:
+    """A repository of three commits, made once; and the last commit."""
+    path = Path(tempfile.mkdtemp(prefix="guest-model-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    git("init", "-q", "-b", "main", path)
+    git("-C", path, "config", "uploadpack.allowAnySHA1InWant", "true")
+    for number in (1, 2, 3):
+        (path / "file.txt").write_text(f"line {number}\n")
+        git("-C", path, "add", ".")
+        git("-C", path, "commit", "-q", "-m", f"commit {number}")
+    return path, git("-C", path, "rev-parse", "HEAD")
+
+
 class World:
     """One machine and one daemon; `run` does one job and gives its report."""
 
@@ -72,13 +90,8 @@ class World:
         self._make_origin()
 
     def _make_origin(self) -> None:
-        git("init", "-q", "-b", "main", self.origin)
-        git("-C", self.origin, "config", "uploadpack.allowAnySHA1InWant", "true")
-        for number in (1, 2, 3):
-            (self.origin / "file.txt").write_text(f"line {number}\n")
-            git("-C", self.origin, "add", ".")
-            git("-C", self.origin, "commit", "-q", "-m", f"commit {number}")
-        self.head = git("-C", self.origin, "rev-parse", "HEAD")
+        model, self.head = _model()
+        shutil.copytree(model, self.origin, symlinks=True)
         self.own_origin()
 
     def own_origin(self) -> None:
@@ -106,6 +119,10 @@ class World:
         thread = threading.Thread(target=lambda: runner.run(self.guest), daemon=True)
         thread.start()
         return thread
+
+    def start_with(self, command: str) -> threading.Thread:
+        self.daemon.document["command"] = command
+        return self.start()
 
     def run(self, command: str | None = None, **changes: Any) -> dict[str, Any]:
         if command is not None:
