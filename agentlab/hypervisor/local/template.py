@@ -36,6 +36,7 @@ DISK_MIB = 8192  # what the guest sees; the file holds only what is used
 BUILD_TIMEOUT = 45 * 60.0
 _FORMAT = "1"
 _KEEP = 2
+_REST = 24 * 3600.0  # seconds without a clone or a build, before a template may go
 _RUNNER = "usr/local/bin/agentlab"
 _USED_BY = "used-by"
 
@@ -95,9 +96,12 @@ def build_template(
     with locked(template_dir / "build.lock", timeout=BUILD_TIMEOUT, what="the template build"):
         sweep(template_dir)
         try:
-            return load_template(template_dir, key)
+            found = load_template(template_dir, key)
         except NotFound:
             pass
+        else:
+            os.utime(found.path)
+            return found
         rootfs = ensure_rootfs(template_dir, on_step)
         on_step("making the template's disk")
         begun = time.monotonic()
@@ -155,11 +159,11 @@ def unmark_used(template_dir: Path, key: str, uuid: str) -> None:
 
 
 def _prune(template_dir: Path, keep: str) -> None:
-    """Removes templates that no machine reads, but for the newest two."""
-    found = sorted(template_dir.glob("*/manifest.json"), key=lambda file: file.stat().st_mtime)
-    for manifest in found[:-_KEEP]:
-        path = manifest.parent
-        if path.name == keep or path.name.startswith("."):
+    """Removes templates that no machine reads and nobody has asked for in a day, but for two."""
+    made = [manifest.parent for manifest in template_dir.glob("[0-9a-f]*/manifest.json")]
+    made.sort(key=lambda path: path.stat().st_mtime)
+    for path in made[:-_KEEP]:
+        if path.name == keep or now() - path.stat().st_mtime < _REST:
             continue
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:

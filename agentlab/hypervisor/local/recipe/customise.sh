@@ -37,6 +37,8 @@ for unit in \
     systemd-networkd-wait-online.service systemd-timesyncd.service \
     dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount \
     sys-fs-fuse-connections.mount sys-kernel-config.mount proc-sys-fs-binfmt_misc.automount \
+    systemd-logind.service systemd-networkd.socket \
+    systemd-network-generator.service modprobe@dm_mod.service modprobe@loop.service \
     modprobe@configfs.service modprobe@drm.service modprobe@fuse.service modprobe@efi_pstore.service \
     keyboard-setup.service console-setup.service networking.service ssh.service \
     sudo.service systemd-binfmt.service systemd-hwdb-update.service ldconfig.service \
