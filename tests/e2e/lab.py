@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -158,6 +159,19 @@ class Lab:
             f"job {identity} does not end: {done.stdout}\n{self.log.read_text()[-3000:]}"
         )
 
+    def await_death(self, job: str, timeout: float = 300.0) -> None:
+        """Waits until the daemon has been killed; fails at once when the job ends before that."""
+        assert self.daemon is not None
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                assert self.daemon.wait(0.5) == -signal.SIGKILL
+                self.daemon = None
+                return
+            shown = self.cli("job", "show", job, "--json").stdout
+            assert '"final": true' not in shown and '"final":true' not in shown, shown
+        raise AssertionError("the daemon was not killed in time")
+
     def run_job(self, profile: str, task: str, repo: Path, *more: str) -> dict[str, object]:
         """Asks for a job and gives its record at once."""
         done = self.cli(
@@ -179,7 +193,7 @@ class Lab:
         links = json.loads(self._in_namespace("ip", "-json", "link", "show") or "[]")
         found += [f"tap {each['ifname']}" for each in links if each["ifname"].startswith("tap")]
         rules = self._in_namespace("nft", "list", "ruleset")
-        found += [f"rule for {line.strip()}" for line in rules.splitlines() if "tap" in line]
+        found += [f"rule for {tap}" for tap in re.findall(r"\btap\d+x\w+", rules)]
         for table in ("subject", "token"):
             found += [f"{table} {row[0]}" for row in self.rows(f"SELECT * FROM {table}")]
         live = "SELECT vmid, state FROM sandbox WHERE state != 'DESTROYED'"
