@@ -102,11 +102,17 @@ class Course:
         overall = Deadline.after(job.time_limit + job.handback_limit + spare)
         limit = Deadline.after(job.time_limit)
         try:
-            joblog = JobLog(Spool(self._guest.paths.spools), job.limits.log_bytes)
+            spool = Spool(self._guest.paths.spools)
         except OSError as full:
             return self._report(
                 Verdict("failed", "bootstrap", f"cannot keep a log: {full.strerror}"), overall
             )
+        with spool:
+            verdict = self._see_through(job, JobLog(spool, job.limits.log_bytes), limit)
+        return self._report(verdict, overall)
+
+    def _see_through(self, job: Job, joblog: JobLog, limit: Deadline) -> Verdict:
+        """The job itself, while its log and its heartbeats are sent; all are over after it."""
         sender = LogSender(self._daemon, joblog, self._guest.pace)
         beat = Heartbeat(self._daemon, self._control, job.heartbeat)
         sender.start()
@@ -120,7 +126,7 @@ class Course:
             self._facts.missing.append({"name": "agent.log", "reason": unsent})
         self._facts.log_bytes, self._facts.log_truncated = joblog.written, joblog.truncated
         beat.end()
-        return self._report(verdict, overall)
+        return verdict
 
     def _work(self, job: Job, limit: Deadline, joblog: JobLog) -> Verdict:
         """Checks out and runs the agent; on a second start only says that it was one."""
@@ -138,8 +144,7 @@ class Course:
             raise Stopped("the job was stopped")
         task = self._write_task(job.task)
         # The marker first: whatever happens from here on, the task is not begun again.
-        self._facts.started = clock.now()
-        self._enter("agent")
+        self._enter("agent", started=clock.now())
         agent = Agent(account, place, job, self._guest.pace, task, lambda: self._control.reason)
         outcome = agent.run(limit, joblog.write)
         self._facts.started = outcome.started
@@ -198,13 +203,13 @@ class Course:
         self._facts.artifacts, self._facts.missing = handed.artifacts, handed.missing
         return verdict
 
-    def _enter(self, stage: str) -> None:
-        self._mark(stage)
+    def _enter(self, stage: str, *, started: float | None = None) -> None:
+        self._mark(stage, started=started)
         self._control.enter(stage)
 
-    def _mark(self, stage: str) -> None:
+    def _mark(self, stage: str, *, started: float | None = None) -> None:
         self._marker = self._marker.at(
-            stage, commit_before=self._facts.commit_before, started=self._facts.started
+            stage, commit_before=self._facts.commit_before, started=started
         )
         marker.save(self._guest.paths.marker, self._marker)
 

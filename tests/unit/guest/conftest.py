@@ -17,7 +17,7 @@ from tests.unit.guest.world import World
 @pytest.fixture
 def world() -> Iterator[World]:
     # Not pytest's own directory: the throw-away user could not enter it.
-    root = Path(tempfile.mkdtemp(prefix="guest-"))
+    root = Path(tempfile.mkdtemp(prefix="agentlab-guest-test-"))
     root.chmod(0o755)
     handler = signal.getsignal(signal.SIGTERM)
     made = World(root)

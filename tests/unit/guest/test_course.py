@@ -78,6 +78,7 @@ def test_neither_script_nor_command_fails_with_a_sentence(world: World) -> None:
     report = world.run("")
     assert (report["status"], report["stage"]) == ("failed", "agent")
     assert "no command" in report["message"]
+    assert report["started"] is None
 
 
 def test_agent_gets_its_environment_and_no_secret(world: World) -> None:

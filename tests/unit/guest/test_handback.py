@@ -224,7 +224,7 @@ def test_agent_that_fills_the_disk_still_gets_its_work_back(world: World) -> Non
         assert "untracked.tar.gz" in world.daemon.artifacts
         assert report["missing"] == []
     finally:
-        os.system(f"umount {disk}")
+        assert os.system(f"umount {disk}") == 0
 
 
 def test_spools_leave_no_file_behind(world: World) -> None:

@@ -57,7 +57,7 @@ def document(**changes: Any) -> dict[str, Any]:
 @functools.cache
 def _model() -> tuple[Path, str]:
     """A repository of three commits, made once; and the last commit."""
-    path = Path(tempfile.mkdtemp(prefix="guest-model-"))
+    path = Path(tempfile.mkdtemp(prefix="agentlab-guest-model-"))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     git("init", "-q", "-b", "main", path)
     git("-C", path, "config", "uploadpack.allowAnySHA1InWant", "true")
