@@ -19,7 +19,7 @@ check: $(READY) ## format, lint, types, unit and contract tests, docs fresh: und
 	scripts/need check
 	$(PYTEST) -q -m "not vm and not slow" tests/lint tests/unit tests/contract
 
-test: need dist docs ## everything, with real VMs: under 20 minutes on 2 cores
+test: need dist ## everything, with real VMs: under 20 minutes on 2 cores
 	$(PYTEST) tests
 
 demo: ## the main job in a real VM: this repository, one task, all traces taken away
