@@ -78,7 +78,7 @@ TABLE = {
     "forks": ("(setsid sleep 1000 >/dev/null 2>&1 &) ; setsid sleep 1000 & echo left", {}),
     "stubborn": (
         "trap '' TERM; echo begun > begun.txt; while :; do sleep 1; done",
-        {"ttl": "50s", "handback": "35s"},
+        {"ttl": "2m", "handback": "60s"},
     ),
     "fills": (FILL, {"ttl": "10m"}),
     "hostile": (HOSTILE, {}),
@@ -139,6 +139,8 @@ def ended(lab: Lab) -> dict[str, Ended]:
         for name, job in asked.items():
             final = lab.wait_final(str(job["id"]), 600)
             found[name] = Ended(final, Path(str(final["artifact_dir"])))
+            took = float(str(final["changed"])) - float(str(final["created"]))
+            print(f"{name}: {final['state']} after {took:.0f} s")
         return found
     finally:
         doors.kill()
