@@ -21,7 +21,7 @@ from agentlab.clock import Deadline
 from agentlab.errors import AgentLabError, Unavailable
 from agentlab.hypervisor.local.files import locked, write_durable
 from agentlab.hypervisor.local.process import kill, launch
-from agentlab.hypervisor.local.qemu import PROGRAM
+from agentlab.hypervisor.local.qemu import PROGRAM, bounded
 from agentlab.hypervisor.local.template import TemplateInfo
 
 Accelerator = Literal["kvm", "tcg"]
@@ -43,6 +43,13 @@ def qemu_version() -> str:
     if found is None:
         raise Unavailable(f"cannot tell the version of {PROGRAM}")
     return found[1].strip()
+
+
+def processor() -> str:
+    """The host's processor, which a memory snapshot made with KVM depends on."""
+    wanted = ("model name", "flags", "microcode")
+    lines = Path("/proc/cpuinfo").read_text().split("\n\n", maxsplit=1)[0].splitlines()
+    return "\n".join(line for line in lines if line.startswith(wanted))
 
 
 def choose(template_dir: Path, template: TemplateInfo) -> Accelerator:
@@ -85,7 +92,11 @@ def _boots(template: TemplateInfo) -> bool:
         console = work / "console"
         deadline = Deadline.after(_DEADLINE)
         try:
-            child = launch(work, render_probe(template, uuid), stderr=work / "stderr")
+            child = launch(
+                work,
+                bounded(render_probe(template, uuid), _DEADLINE + 5),
+                stderr=work / "stderr",
+            )
             while not deadline.passed and not child.ended:
                 if console.exists() and _SIGN in console.read_bytes()[: 1 << 20]:
                     return True

@@ -14,13 +14,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
-from agentlab.clock import Deadline
+from agentlab.clock import Deadline, now
 from agentlab.errors import AgentLabError, DeadlineExceeded, Unavailable
 from agentlab.hypervisor.local import images, qmp
 from agentlab.hypervisor.local.agent import Agent
 from agentlab.hypervisor.local.files import locked, new_directory, sweep, sync_directory
 from agentlab.hypervisor.local.process import Child, kill, last_words, launch, wait_gone
-from agentlab.hypervisor.local.qemu import Boot, Launch, Memory, fingerprint, render_argv
+from agentlab.hypervisor.local.qemu import (
+    Boot,
+    Launch,
+    Memory,
+    bounded,
+    fingerprint,
+    render_argv,
+)
 from agentlab.hypervisor.local.qmp import Qmp, open_qmp
 from agentlab.hypervisor.local.tap import temporary_tap
 from agentlab.hypervisor.local.template import TemplateInfo
@@ -31,6 +38,7 @@ NO_CLOUD_INIT = "cloud-init=disabled"
 _MAC = "52:54:00:00:00:01"  # of the snapshot only: each clone sets its own
 _STDERR = "stderr"
 _DEADLINE = {"kvm": 90.0, "tcg": 300.0}
+_REST = 300.0  # seconds before a snapshot that failed is tried again
 
 # What a job will need soon, read into the snapshot's memory once instead of by every clone.
 _WARM = (
@@ -93,12 +101,19 @@ def ensure_snapshot(template: TemplateInfo, plan: Launch, version: str) -> Memor
     with locked(lock, timeout=timeout, what="the memory snapshot of the template"):
         if snapshot.path.is_dir():
             return snapshot
+        failed = template.path / f"{name}.failed"
+        _raise_kept(failed)
         sweep(template.path)
         begun = time.monotonic()
-        with new_directory(template.path, name) as work, temporary_tap(lock) as tap:
-            _make(work, template, replace(plan, tap=tap))
-            work.rename(snapshot.path)
-            sync_directory(template.path)
+        try:
+            with new_directory(template.path, name) as work, temporary_tap(lock) as tap:
+                _make(work, template, replace(plan, tap=tap))
+                work.rename(snapshot.path)
+                sync_directory(template.path)
+        except AgentLabError as error:
+            failed.write_text(error.message)
+            raise
+        failed.unlink(missing_ok=True)
         log.info(
             "made a memory snapshot of the template, %d cores and %d MiB, in %.0f s",
             plan.cores, plan.memory, time.monotonic() - begun,
@@ -106,17 +121,27 @@ def ensure_snapshot(template: TemplateInfo, plan: Launch, version: str) -> Memor
     return snapshot
 
 
+def _raise_kept(failed: Path) -> None:
+    """Spares those who come next the wait for what has just failed."""
+    try:
+        if now() - failed.stat().st_mtime < _REST:
+            raise Unavailable(f"a memory snapshot failed a short while ago: {failed.read_text()}")
+    except FileNotFoundError:
+        return
+
+
 def _make(work: Path, template: TemplateInfo, plan: Launch) -> None:
     # A relative name: the template's directory may be moved as a whole.
     images.create_overlay(work / "disk.qcow2", Path("..") / template.disk.name)
     plan = replace(plan, ram=Memory(work / "ram", shared=True))
-    child = launch(work, render_argv(plan), stderr=work / _STDERR)
+    limit = _DEADLINE[plan.accelerator]
+    child = launch(work, bounded(render_argv(plan), 3 * limit), stderr=work / _STDERR)
     try:
         wait_qmp(work, child, work / _STDERR)
         with open_qmp(work) as qemu:
             qemu.execute("cont")
-        _wait_runner(work, child, Deadline.after(_DEADLINE[plan.accelerator]))
-        Agent(work).run(["/bin/sh", "-c", _WARM], b"", _DEADLINE[plan.accelerator])
+        _wait_runner(work, child, Deadline.after(limit))
+        Agent(work).run(["/bin/sh", "-c", _WARM], b"", limit)
         with open_qmp(work) as qemu, (work / "state").open("wb") as state:
             _save(qemu, state.fileno())
             qemu.execute("quit")

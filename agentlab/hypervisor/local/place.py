@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from agentlab.errors import NotFound, Unavailable
-from agentlab.hypervisor.local.accelerator import choose, qemu_version
+from agentlab.hypervisor.local.accelerator import choose, processor, qemu_version
 from agentlab.hypervisor.local.machine_dir import MachineDir
 from agentlab.hypervisor.local.memory import MemorySnapshot, ensure_snapshot, template_launch
 from agentlab.hypervisor.local.template import TemplateInfo, load_template
@@ -63,4 +63,5 @@ class Place:
 
     def memory_snapshot(self, template: TemplateInfo, cores: int, memory: int) -> MemorySnapshot:
         plan = template_launch(template, self.chosen_accelerator(), cores, memory)
-        return ensure_snapshot(template, plan, _version())
+        made_by = _version() + (processor() if plan.accelerator == "kvm" else "")
+        return ensure_snapshot(template, plan, made_by)

@@ -118,6 +118,11 @@ def render_argv(launch: Launch) -> list[str]:
     return argv
 
 
+def bounded(argv: list[str], seconds: float) -> list[str]:
+    """The same, killed after that time even when we are no longer there to do it."""
+    return ["timeout", "--signal=KILL", f"{seconds:.0f}", *argv]
+
+
 def fingerprint(launch: Launch, version: str) -> str:
     """Names all that a memory snapshot depends on: a snapshot fits a machine with the same one."""
     neutral = replace(
