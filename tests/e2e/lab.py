@@ -248,6 +248,33 @@ def laboratory(program: Sequence[str] | None = None) -> Iterator[Lab]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def internet(lab: Lab, repos: Path) -> Iterator[str]:
+    """A namespace beyond the laboratory with a git server at a public address; gives its base URL."""
+    outer = f"{lab.namespace}-out"
+    for words in (
+        f"ip netns add {outer}",
+        f"ip link add up0 netns {lab.namespace} type veth peer name down0 netns {outer}",
+        f"ip -n {lab.namespace} address add 203.0.113.2/24 dev up0",
+        f"ip -n {lab.namespace} link set up0 up",
+        f"ip -n {outer} address add 203.0.113.1/24 dev down0",
+        f"ip -n {outer} link set down0 up",
+        f"ip -n {lab.namespace} route add default via 203.0.113.1",
+    ):
+        subprocess.run(words.split(), check=True)
+    server = subprocess.Popen(
+        ["ip", "netns", "exec", outer, "git", "-c", "safe.directory=*", "daemon", "--export-all",
+         f"--base-path={repos}", "--reuseaddr", "--listen=203.0.113.1"],
+        start_new_session=True, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield "git://203.0.113.1"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+        subprocess.run(["ip", "netns", "delete", outer], check=True)
+
+
 def git_repo(path: Path) -> Path:
     """A small repository with one commit and a file to change."""
     path.mkdir(parents=True)
