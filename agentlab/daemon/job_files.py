@@ -94,8 +94,10 @@ def open_parent(fd: int, name: str, *, create: bool) -> Iterator[tuple[int, str]
 def open_file(fd: int, name: str) -> BinaryIO:
     """A file below a directory, for reading."""
     with open_parent(fd, name, create=False) as (folder, last):
-        return os.fdopen(
-            os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder), "rb"
+        return open(
+            last,
+            "rb",
+            opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, dir_fd=folder),
         )
 
 

@@ -8,6 +8,7 @@ import logging
 import socket
 import socketserver
 import threading
+import time
 from pathlib import Path
 
 from agentlab.clock import Deadline
@@ -18,6 +19,7 @@ from agentlab.daemon.wire import Pace
 from agentlab.errors import AgentLabError, Conflict, Invalid, Unavailable
 
 _log = logging.getLogger(__name__)
+_PAUSE = 0.5  # seconds after an accept that failed
 _MAX_PATH = 107  # bytes: unix(7), sun_path less its NUL
 
 
@@ -36,9 +38,7 @@ class Listener(socketserver.TCPServer):
         self._lock = threading.Lock()
         self._open: set[Connection] = set()
         self._stopping = False
-        self._thread = threading.Thread(
-            target=self.serve_forever, name=f"{name}-accept", daemon=True
-        )
+        self._thread = threading.Thread(target=self._accept, name=f"{name}-accept", daemon=True)
         super().__init__(address, Connection)  # type: ignore[arg-type]  # a path for AF_UNIX
 
     @property
@@ -54,7 +54,9 @@ class Listener(socketserver.TCPServer):
         self._stopping = True
         until = Deadline.after(grace)
         if self._thread.is_alive():
-            self.shutdown()
+            # unlike close, this ends an accept that another thread waits in
+            self.socket.shutdown(socket.SHUT_RDWR)
+            self._thread.join()
         self.server_close()
         for each in self._connections():
             if each.idle:
@@ -63,6 +65,18 @@ class Listener(socketserver.TCPServer):
             for each in self._connections():
                 each.cut(socket.SHUT_RDWR)
             self._pool.wait_idle(0.5)
+
+    def _accept(self) -> None:
+        """Not serve_forever: that looks up twice a second, and spins when files run out."""
+        while not self._stopping:
+            try:
+                connection, address = self.get_request()
+            except OSError as error:
+                if not self._stopping:
+                    _log.error("cannot accept a connection: %s", error)
+                    time.sleep(_PAUSE)
+                continue
+            self.process_request(connection, address)
 
     def _connections(self) -> list[Connection]:
         with self._lock:

@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from types import FrameType
 
 from agentlab import config as settings
 from agentlab import log, version
@@ -72,16 +71,14 @@ def unobserved(moment: str, verb: str, operation: OperationRow, step: str) -> No
 
 def serve(config: Config, *, observer: Observer | None = None) -> int:
     """Serves until SIGTERM or SIGINT; the exit status.  Fault tests pass an `observer`."""
-    end = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        _obey_signals(end)
+    signals = _heard_signals()
     try:
         with contextlib.ExitStack() as stack:
             _prepare(config)
             stack.enter_context(sole_instance(config.data_dir))
             store = Store(config.data_dir / "agentlab.db")
             daemon = build_daemon(build_world(config, store), observer or unobserved)
-            _run(daemon, end)
+            _run(daemon, signals)
     except AgentLabError as error:
         return _failed(error)
     except OSError as error:
@@ -96,18 +93,19 @@ def _failed(error: AgentLabError) -> int:
     return 1
 
 
-def _obey_signals(end: threading.Event) -> None:
-    def stop(number: int, _: FrameType | None) -> None:
-        if not end.is_set():
-            _log.info("stopping: %s came", signal.Signals(number).name)
-        end.set()
+def _heard_signals() -> int:
+    """The reading end of a pipe that gets the number of each signal as a byte.
 
-    def reload(_number: int, _frame: FrameType | None) -> None:
-        _log.info("nothing to reload: profiles are read for each job, settings at the start only")
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGHUP, reload)
+    The byte is written in whichever thread the kernel interrupts, and takes no lock; a Python
+    handler would run in the main thread only, which may sleep on, or hold the lock it needs.
+    """
+    heard, tell = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(tell, False)
+    if threading.current_thread() is threading.main_thread():
+        signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda _number, _frame: None)
+    return heard
 
 
 def _prepare(config: Config) -> None:
@@ -121,7 +119,7 @@ def _prepare(config: Config) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def _run(daemon: Daemon, end: threading.Event) -> None:
+def _run(daemon: Daemon, signals: int) -> None:
     """Both sockets are served before anything else is looked after."""
     world = daemon.world
     with contextlib.ExitStack() as stack:
@@ -137,7 +135,9 @@ def _run(daemon: Daemon, end: threading.Event) -> None:
     notify("READY=1", f"MAINPID={os.getpid()}")
     housekeeping = Housekeeping(daemon)
     housekeeping.start()
-    end.wait()
+    while (number := os.read(signals, 1)[0]) == signal.SIGHUP:
+        _log.info("nothing to reload: profiles are read for each job, settings at the start only")
+    _log.info("stopping: %s came", signal.Signals(number).name)
     _stop(daemon, listeners, housekeeping)
 
 

@@ -9,7 +9,7 @@ from agentlab.daemon.context import Daemon
 from agentlab.daemon.exchange import Answer, FileContent, raw
 from agentlab.daemon.job_files import open_file, open_job_dir
 from agentlab.daemon.router import Request
-from agentlab.errors import NotFound
+from agentlab.errors import Conflict, NotFound
 from agentlab.model.ids import unknown
 from agentlab.store import jobs
 
@@ -42,5 +42,7 @@ def read(daemon: Daemon, request: Request[m.Nothing]) -> Answer:
         raise NotFound(
             f"cannot read {name}: its file is gone", hint="retention may have removed it"
         ) from error
+    except OSError as error:
+        raise Conflict(f"cannot read {name}: {error.strerror}") from error
     headers = {"X-Content-Sha256": found[name].sha256}
     return raw(FileContent(file, os.fstat(file.fileno()).st_size), headers)
