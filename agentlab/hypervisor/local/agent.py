@@ -117,18 +117,23 @@ class Agent:
     def read(self, path: str, timeout: float, limit: int = _READ_LIMIT) -> bytes | None:
         """The head of a file, at most `limit` bytes; None when it cannot be opened."""
         with self.converse(timeout) as agent:
-            try:
-                handle = agent.call("guest-file-open", timeout, path=_plain(path), mode="r")
-            except AgentRefused:
-                return None
-            if not isinstance(handle, int):
-                raise Unavailable(f"{agent.channel.peer} gave a handle that is no number")
-            try:
-                answer = agent.call("guest-file-read", timeout, handle=handle, count=limit)
-            finally:
-                with contextlib.suppress(AgentRefused):
-                    agent.call("guest-file-close", timeout, handle=handle)
-        return _decoded(_object(answer, "file read"), "buf-b64")[:limit]
+            return _read(agent, path, timeout, limit)
+
+    def wait_for(self, path: str, content: bytes, wait: float, timeout: float) -> bool:
+        """Whether the file holds just that (but for white space) before `wait` is over.
+
+        `timeout` is for each answer of the agent.
+        Asks rarely: every question takes CPU from the guest that is to bring the answer about.
+        """
+        deadline = Deadline.after(wait)
+        pause = 0.2
+        with self.converse(timeout) as agent:
+            while (_read(agent, path, timeout, _READ_LIMIT) or b"").strip() != content:
+                if deadline.passed:
+                    return False
+                time.sleep(min(pause, max(deadline.left, 0.001)))
+                pause *= 1.5
+        return True
 
     def write(self, path: str, content: bytes, mode: int, timeout: float) -> None:
         """Replaces a small file whole."""
@@ -154,7 +159,7 @@ class Agent:
             pid = _object(agent.call("guest-exec", timeout, **request), "exec").get("pid")
         if not isinstance(pid, int):
             raise Unavailable(f"the guest agent of {self.directory.name} gave a pid that is none")
-        pause = 0.01
+        pause = 0.03
         while True:
             with self.converse(max(deadline.left, 1.0)) as agent:
                 answer = agent.call("guest-exec-status", max(deadline.left, 1.0), pid=pid)
@@ -169,6 +174,21 @@ class Agent:
     def interfaces(self, timeout: float) -> tuple[GuestInterface, ...]:
         with self.converse(timeout) as agent:
             return parse_interfaces(agent.call("guest-network-get-interfaces", timeout))
+
+
+def _read(agent: Conversation, path: str, timeout: float, limit: int) -> bytes | None:
+    try:
+        handle = agent.call("guest-file-open", timeout, path=_plain(path), mode="r")
+    except AgentRefused:
+        return None
+    if not isinstance(handle, int):
+        raise Unavailable(f"{agent.channel.peer} gave a handle that is no number")
+    try:
+        answer = agent.call("guest-file-read", timeout, handle=handle, count=limit)
+    finally:
+        with contextlib.suppress(AgentRefused):
+            agent.call("guest-file-close", timeout, handle=handle)
+    return _decoded(_object(answer, "file read"), "buf-b64")[:limit]
 
 
 def parse_exec_status(answer: Mapping[str, object]) -> ExecResult | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +21,8 @@ from agentlab.hypervisor.local.template import DISK_MIB
 _IDENTITY = "/run/agentlab/identity.json"
 _DONE = "/run/agentlab/identity.done"
 _ROUND = 2.5  # seconds that one look may take
+_ANSWER = 2.0
+_WRITE = 10.0  # seconds for the one write: cut off, it would have to be done again
 _AGAIN = 30.0  # seconds after which an identity that had no effect is handed in once more
 
 
@@ -91,21 +92,21 @@ class _Round:
         """Whether the guest is itself, and nobody's copy; hands in what it takes to be."""
         if self.run.mode == "cold":
             return self.agent.read(READY, self.left) is not None
-        if self._done():
+        age = self.machine.noted("identity", self.run.nonce)
+        if age is not None and self._done(wait=0.0 if age > _AGAIN else self.left):
             return True
-        if (age := self.machine.noted("identity", self.run.nonce)) is None or age > _AGAIN:
-            identity = render_identity(self.record, self.run, self.spec)
-            self.agent.write(_IDENTITY, identity, 0o600, self.left)
-            self.machine.note("identity", self.run.nonce)
-        while not self.deadline.passed:
-            if self._done():
-                return True
-            time.sleep(0.05)
-        return False
+        if age is not None and age <= _AGAIN:
+            return False
+        if not self.agent.ping(self.left):
+            return False
+        # Noted first: a busy guest may take it later than we are willing to wait.
+        self.machine.note("identity", self.run.nonce)
+        identity = render_identity(self.record, self.run, self.spec)
+        self.agent.write(_IDENTITY, identity, 0o600, _WRITE)
+        return self._done(wait=self.left)
 
-    def _done(self) -> bool:
-        done = self.agent.read(_DONE, self.left, 256)
-        return done is not None and done.strip() == self.run.nonce.encode()
+    def _done(self, *, wait: float) -> bool:
+        return self.agent.wait_for(_DONE, self.run.nonce.encode(), wait, _ANSWER)
 
     def grown(self) -> bool:
         """Whether the file system fills the disk; cloud-init sees to it at a cold boot."""
