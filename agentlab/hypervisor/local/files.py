@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agentlab.clock import Deadline
@@ -90,8 +90,11 @@ def new_directory(parent: Path, name: str) -> Iterator[Path]:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def sweep(parent: Path) -> None:
-    """Removes hidden directories of `new_directory` and `remove_tree` that nobody works on."""
+def sweep(parent: Path, before: Callable[[Path], None] = lambda _: None) -> None:
+    """Removes hidden directories of `new_directory` and `remove_tree` that nobody works on.
+
+    `before` is told of each while it is still there.
+    """
     for path in parent.glob(".*"):
         if path.suffix not in (".new", ".gone") or path.is_symlink():
             continue
@@ -102,6 +105,7 @@ def sweep(parent: Path) -> None:
         try:
             young = time.time() - os.fstat(descriptor).st_mtime < _YOUNG
             if not young and try_lock(descriptor):
+                before(path)
                 shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(descriptor)

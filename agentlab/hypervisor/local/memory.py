@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from uuid import uuid4
+from uuid import NAMESPACE_OID, uuid4, uuid5
 
 from agentlab.clock import Deadline, now
 from agentlab.errors import AgentLabError, DeadlineExceeded, Unavailable
@@ -103,7 +103,7 @@ def ensure_snapshot(template: TemplateInfo, plan: Launch, version: str) -> Memor
             return snapshot
         failed = template.path / f"{name}.failed"
         _raise_kept(failed)
-        sweep(template.path)
+        sweep(template.path, lambda left: kill(left, _maker(left)))
         begun = time.monotonic()
         try:
             with new_directory(template.path, name) as work, temporary_tap(lock) as tap:
@@ -121,6 +121,11 @@ def ensure_snapshot(template: TemplateInfo, plan: Launch, version: str) -> Memor
     return snapshot
 
 
+def _maker(work: Path) -> str:
+    """The uuid of the QEMU that makes a snapshot there: known again when its starter was killed."""
+    return str(uuid5(NAMESPACE_OID, work.name))
+
+
 def _raise_kept(failed: Path) -> None:
     """Spares those who come next the wait for what has just failed."""
     try:
@@ -133,7 +138,7 @@ def _raise_kept(failed: Path) -> None:
 def _make(work: Path, template: TemplateInfo, plan: Launch) -> None:
     # A relative name: the template's directory may be moved as a whole.
     images.create_overlay(work / "disk.qcow2", Path("..") / template.disk.name)
-    plan = replace(plan, ram=Memory(work / "ram", shared=True))
+    plan = replace(plan, uuid=_maker(work), ram=Memory(work / "ram", shared=True))
     limit = _DEADLINE[plan.accelerator]
     child = launch(work, bounded(render_argv(plan), 3 * limit), stderr=work / _STDERR)
     try:
