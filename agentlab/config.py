@@ -136,7 +136,9 @@ def _config(values: Mapping[str, object], path: Path) -> Config:
     return Config(
         path=path,
         data_dir=data_dir,
-        artifact_dir=_absolute(text["artifact_dir"] or f"{data_dir}/artifacts", "artifact_dir", path),
+        artifact_dir=_absolute(
+            text["artifact_dir"] or f"{data_dir}/artifacts", "artifact_dir", path
+        ),
         bundle_dir=data_dir / "bundles",
         machine_dir=data_dir / "machines",
         template_dir=_absolute(

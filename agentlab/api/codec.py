@@ -28,7 +28,7 @@ def limit(most: int, **kwargs: Any) -> Any:
 def parse_document(body: bytes) -> object:
     """A JSON document from bytes; Invalid says where it is broken."""
     try:
-        document: object = json.loads(body.decode("utf-8"))
+        document: object = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise Invalid(f"cannot read the document: not UTF-8 at byte {error.start}") from error
     except json.JSONDecodeError as error:
@@ -37,7 +37,13 @@ def parse_document(body: bytes) -> object:
         ) from error
     except RecursionError as error:
         raise Invalid("cannot read the document: nested too deeply") from error
+    except ValueError as error:  # int() takes 4300 digits, no more
+        raise Invalid("cannot read the document: a number is too long") from error
     return document
+
+
+def _no_constant(name: str) -> object:
+    raise Invalid(f"cannot read the document: {name} is not JSON")
 
 
 def render_document(value: object) -> bytes:

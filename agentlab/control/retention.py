@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-import threading
 from dataclasses import dataclass
 
-from agentlab import clock
-from agentlab.errors import AgentLabError
 from agentlab.operations.context import World
 from agentlab.store import events, jobs, operations, sandboxes
 
-_log = logging.getLogger(__name__)
 _BUNDLE_REST = 3600.0  # seconds that a bundle may wait for its job
-_EVERY = 3600.0
+EVERY = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,26 +45,3 @@ def sweep(world: World, now: float) -> Swept:
             events=events.delete_before(tx, cutoff),
             bundles=len(idle),
         )
-
-
-class Retention:
-    """Sweeps once an hour on a thread of its own."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="retention", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._end.set()
-
-    def _loop(self) -> None:
-        while not self._end.is_set():
-            try:
-                sweep(self._world, clock.now())
-            except AgentLabError as error:
-                _log.warning("cannot forget what is old: %s", error)
-            self._end.wait(_EVERY)

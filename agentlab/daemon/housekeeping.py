@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 
-from agentlab.control.retention import Retention
+from agentlab import clock
+from agentlab.control import fence_watch, retention
+from agentlab.control.loop import Loop
 from agentlab.daemon.context import Daemon
 from agentlab.daemon.job_files import INCOMING, sweep_parts
 from agentlab.daemon.notify import notify
@@ -21,7 +23,11 @@ class Housekeeping:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self._retention = Retention(daemon.world)
+        world = daemon.world
+        self._retention = Loop(
+            "retention", lambda: retention.sweep(world, clock.now()), every=retention.EVERY
+        )
+        self._watch = Loop("fence", lambda: fence_watch.check(world), every=fence_watch.EVERY)
         self._lock = threading.Lock()
         self._engine_runs = False
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
@@ -32,6 +38,7 @@ class Housekeeping:
     def stop(self, timeout: float) -> None:
         """Begins nothing more; steps under way have `timeout` seconds and are done again later."""
         self._retention.stop()
+        self._watch.stop()
         with self._lock:
             if self._engine_runs:
                 self._daemon.runner.stop(timeout)
@@ -45,6 +52,8 @@ class Housekeeping:
         while not fenced and not self._daemon.stopping.wait(pause):
             fenced = self._fence()
             pause = min(_MOST_PAUSE, 2 * pause)
+        if fenced:
+            self._watch.start()
 
     def _fence(self) -> bool:
         world = self._daemon.world

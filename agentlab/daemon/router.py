@@ -159,10 +159,4 @@ def _document(kind: type[Req], body: Body, most: int, strict: bool) -> Req:
     content = body.whole(most)
     if not content and kind is m.Nothing:
         return kind()
-    try:
-        plain = parse_document(content)
-    except Invalid:
-        raise
-    except ValueError as error:  # a number of more digits than Python converts
-        raise Invalid("cannot read the document: a number in it is too long") from error
-    return from_plain(kind, plain, strict=strict)
+    return from_plain(kind, parse_document(content), strict=strict)

@@ -113,7 +113,7 @@ class Runner:
             pause: float | None = 1.0
             try:
                 pause = self._advance(operation)
-            except Exception:
+            except Exception:  # noqa: BLE001  # a worker outlives whatever happens
                 # the store failed us: whatever step it was is still written as begun
                 _log.exception("cannot go on with operation %s; trying again", operation)
             finally:
@@ -166,7 +166,9 @@ class Runner:
     def _forward(self, operation: OperationRow, kind: Operation) -> float | None:
         with self._store.read() as tx:
             begun = operations.steps(tx, operation.id)
-        step = next((s for s in kind.steps if s.name not in begun or begun[s.name].state == "doing"), None)
+        step = next(
+            (s for s in kind.steps if s.name not in begun or begun[s.name].state == "doing"), None
+        )
         if step is None:
             self._finish(operation, kind, None)
             return None
@@ -186,7 +188,7 @@ class Runner:
             self._done(operation, row, result)
         except Later as later:
             return self._put_off(operation, call, later)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is the step's failure
             return self._failed(operation, call, error)
         self._failures.pop(operation.id, None)
         return None
@@ -206,6 +208,7 @@ class Runner:
         row: StepRow,
     ) -> Call:
         since = clock.now() - max(row.started, self._born)
+        given = step.deadline() if callable(step.deadline) else step.deadline
         return Call(
             operation=operation,
             step=step.name,
@@ -213,7 +216,7 @@ class Runner:
             saved=row.output,
             attempts=row.attempts,
             started=row.started,
-            deadline=Deadline.after(step.deadline - max(0.0, since)),
+            deadline=Deadline.after(given - max(0.0, since)),
             store=self._store,
         )
 
@@ -256,7 +259,9 @@ class Runner:
     def _back(self, operation: OperationRow, kind: Operation) -> float | None:
         with self._store.read() as tx:
             begun = operations.steps(tx, operation.id)
-        todo = [s for s in reversed(kind.steps) if s.name in begun and begun[s.name].state != "undone"]
+        todo = [
+            s for s in reversed(kind.steps) if s.name in begun and begun[s.name].state != "undone"
+        ]
         if not todo:
             error = Cancelled if operation.code == Cancelled.code else AgentLabError
             self._finish(operation, kind, error(operation.error, hint=operation.hint))
@@ -276,7 +281,7 @@ class Runner:
                 self._observer("after", "undo", operation, step.name)
             except Later as later:
                 return later.after
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # an undo is never dropped
                 return self._undo_failed(operation, step, error)
         with self._store.write() as tx:
             output = result(tx) if callable(result) else row.output

@@ -14,7 +14,7 @@ from agentlab.store.operations import OperationRow, save_output
 Output = Mapping[str, object]
 
 
-class Later(Exception):  # noqa: N818  # not an error: the step wants to be asked again
+class Later(Exception):  # not an error: the step wants to be asked again
     """The step is not done yet: ask again after some seconds, thread freed meanwhile."""
 
     def __init__(self, after: float, for_: str = "") -> None:
@@ -78,13 +78,13 @@ class Step:
 
     `do` may be called again after any interruption and finds its own earlier work.  `undo` is
     called for a step that was begun, done or not, and may be called again as well; it gets the
-    same outputs.  `deadline` is in seconds.  A cancelled operation turns back before its next
+    same outputs.  `deadline` is in seconds, or a function that knows them when the step begins.  A cancelled operation turns back before its next
     step, unless that step handles the cancelling itself.
     """
 
     name: str
     do: Callable[[Call], Result]
-    deadline: float
+    deadline: float | Callable[[], float]
     undo: Callable[[Call], Result] | None = None
     handles_cancel: bool = False
 

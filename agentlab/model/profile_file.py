@@ -50,7 +50,9 @@ def parse_profile(text: str, path: Path) -> Profile:
             limits=_limits(_mapping(document, "limits", path), path),
         )
     except ValueError as error:  # an enum's
-        raise Invalid(f"{path}: {error}", hint="network: nat or off; after: destroy, stop or keep") from error
+        raise Invalid(
+            f"{path}: {error}", hint="network: nat or off; after: destroy, stop or keep"
+        ) from error
 
 
 def _name(document: Mapping[str, object], path: Path) -> str:
@@ -63,7 +65,9 @@ def _name(document: Mapping[str, object], path: Path) -> str:
 def _known(document: Mapping[str, object], keys: set[str], prefix: str, path: Path) -> None:
     for key in document:
         if key not in keys:
-            raise Invalid(f"{path}: unknown key {prefix}{key}", hint=f"known: {', '.join(sorted(keys))}")
+            raise Invalid(
+                f"{path}: unknown key {prefix}{key}", hint=f"known: {', '.join(sorted(keys))}"
+            )
 
 
 def _mapping(document: Mapping[str, object], key: str, path: Path) -> Mapping[str, object]:

@@ -29,6 +29,7 @@ _GRACE = 30.0  # past the lease, and after a start of the daemon, for a report o
 _COLLECT = 300.0
 _RELEASE = 600.0
 _LOOK = 2.0
+_SHUTDOWN = 10.0
 
 _OUTCOME = {
     "completed": JobEvent.COMPLETE,
@@ -46,7 +47,7 @@ def operation(world: World) -> Operation:
         KIND,
         [
             *run.provision.steps(),
-            Step("deliver", run.deliver, _DELIVER * run.slow, undo=run.revoke),
+            Step("deliver", run.deliver, run.provision.slow(_DELIVER), undo=run.revoke),
             Step("await_report", run.await_report, run.patience, handles_cancel=True),
             Step("collect", run.collect, _COLLECT, handles_cancel=True),
             Step("release", run.release, _RELEASE, handles_cancel=True),
@@ -59,7 +60,6 @@ class _JobRun:
     def __init__(self, world: World) -> None:
         self._world = world
         self._born = clock.now()
-        self.slow = world.hypervisor.capabilities.slowness
         self.provision = Provision(world)
         self.patience = 400 * 86400.0  # the lease is the real limit: await_report sees to it
 
@@ -113,7 +113,7 @@ class _JobRun:
         now, since = clock.now(), max(call.started, self._born)
         if now > max(lease, self._born) + _GRACE:
             return _unreported("timeout", "the lease ended and no report had come")
-        if not claimed and now > since + _CLAIM * self.slow:
+        if not claimed and now > since + self.provision.slow(_CLAIM)():
             return _unreported("failed", "the runner in the sandbox never asked for its job")
         if call.cancelled and self._cancel_is_overdue(call, claimed, now):
             return _unreported("cancelled", "cancelled; the sandbox did not report in time")
@@ -162,7 +162,9 @@ class _JobRun:
         if after is After.KEEP:
             return None
         if after is After.STOP:
-            if not self._world.hypervisor.shutdown(vmid, owner=owner, timeout=10 * self.slow):
+            if not self._world.hypervisor.shutdown(
+                vmid, owner=owner, timeout=self.provision.slow(_SHUTDOWN)()
+            ):
                 self._world.hypervisor.stop(vmid, owner=owner)
             return lambda tx: _stopped(tx, vmid, call.operation.id)
         self._world.hypervisor.stop(vmid, owner=owner)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 
@@ -44,7 +46,10 @@ class Provision:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._slow = world.hypervisor.capabilities.slowness
+
+    def slow(self, seconds: float) -> Callable[[], float]:
+        """A deadline that waits for a guest; asked late, since the answer may take a KVM probe."""
+        return lambda: seconds * self._world.hypervisor.capabilities.slowness
 
     def steps(self) -> list[Step]:
         return [
@@ -52,8 +57,8 @@ class Provision:
             Step("clone", self.clone, _CLONE, undo=self.destroy),
             Step("configure", self.configure, _CONFIGURE),
             Step("fence", self.fence, _FENCE, undo=self.unfence),
-            Step("start", self.start, _START * self._slow, undo=self.stop),
-            Step("await_guest", self.await_guest, _BOOT * self._slow),
+            Step("start", self.start, self.slow(_START), undo=self.stop),
+            Step("await_guest", self.await_guest, self.slow(_BOOT)),
         ]
 
     def reserve(self, call: Call) -> Result:
@@ -98,9 +103,9 @@ class Provision:
         return {"vmid": vmid, "address": str(address), "mac": sandbox.mac, "tap": sandbox.tap}
 
     def _free_vmid(self, taken: set[int], last: int) -> int:
-        vmids = self._world.config.vmids
+        vmids: range = self._world.config.vmids
         start = last + 1 if last + 1 in vmids else vmids.start
-        for vmid in (*range(start, vmids.stop), *range(vmids.start, start)):
+        for vmid in itertools.chain(range(start, vmids.stop), range(vmids.start, start)):
             if vmid not in taken:
                 return vmid
         raise Unavailable(

@@ -18,7 +18,7 @@ from agentlab.operations import job_run, sandbox_destroy, template_build
 from agentlab.operations.context import World
 from agentlab.store import events, jobs, operations, sandboxes
 
-_PROVISIONING = 1800.0  # seconds that a job may take until its task is delivered
+_PROVISIONING = 7200.0  # seconds: more than the steps up to the delivery may take in sum
 _HEARTBEAT = 2
 
 
@@ -33,10 +33,9 @@ def create_job(world: World, runner: Runner, spec: JobSpec, request_key: str) ->
     planned = plan.plan_job(profile, spec)
     asked = hashlib.sha256(json.dumps(dataclasses.asdict(spec), sort_keys=True).encode())
     job_id, operation, now = new_id(), new_id(), clock.now()
-    slow = world.hypervisor.capabilities.slowness
     job = Job(
         id=job_id, state=JOB.initial, spec=spec, vmid=0, operation=operation, created=now,
-        changed=now, deadline=now + _PROVISIONING * slow + planned.ttl, reason="", waits_for="",
+        changed=now, deadline=now + _PROVISIONING + planned.ttl, reason="", waits_for="",
         report=None,
     )  # fmt: skip
     arguments = {

@@ -14,6 +14,7 @@ from agentlab.errors import Unavailable
 from agentlab.store.migrate import migrate
 
 _BUSY_MS = 10_000
+_IDLE_READERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,8 @@ class Store:
         self.path = path
         self._writer = _connect(path)
         self._write_lock = threading.Lock()
-        self._readers = threading.local()
-        self._open: list[sqlite3.Connection] = []
+        self._readers: list[sqlite3.Connection] = []  # those that nobody reads with now
+        self._closed = False
         self._news = threading.Condition()
         self._commits = 0
         migrate(self._writer, path)
@@ -70,16 +71,26 @@ class Store:
     @contextlib.contextmanager
     def read(self) -> Iterator[Tx]:
         """A consistent view; never blocks a writer."""
-        connection = getattr(self._readers, "connection", None)
-        if connection is None:
-            connection = self._readers.connection = _connect(self.path)
-            connection.execute("PRAGMA query_only = ON")
-            self._open.append(connection)
-        connection.execute("BEGIN")
+        connection = self._reader()
         try:
-            yield Tx(connection)
+            connection.execute("BEGIN")
+            try:
+                yield Tx(connection)
+            finally:
+                connection.rollback()
         finally:
-            connection.rollback()
+            if self._closed or len(self._readers) >= _IDLE_READERS:
+                connection.close()
+            else:
+                self._readers.append(connection)
+
+    def _reader(self) -> sqlite3.Connection:
+        try:
+            return self._readers.pop()
+        except IndexError:
+            connection = _connect(self.path)
+            connection.execute("PRAGMA query_only = ON")
+            return connection
 
     @property
     def commits(self) -> int:
@@ -98,6 +109,9 @@ class Store:
             self._news.notify_all()
 
     def close(self) -> None:
+        self._closed = True
+        while self._readers:
+            self._readers.pop().close()
         with self._write_lock:
             self._writer.close()
 

@@ -78,7 +78,12 @@ def count_by_state(tx: Tx) -> dict[str, int]:
 
 
 def transition(
-    tx: Tx, job: str, event: JobEvent, *, reason: str = "", report: Mapping[str, object] | None = None
+    tx: Tx,
+    job: str,
+    event: JobEvent,
+    *,
+    reason: str = "",
+    report: Mapping[str, object] | None = None,
 ) -> Job:
     """Moves a job along its state table, with its event; InvalidTransition otherwise."""
     before = get(tx, job)

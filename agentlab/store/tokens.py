@@ -42,10 +42,6 @@ def spend(tx: Tx, fingerprint: str, session: str) -> None:
     )
 
 
-def revoke_unspent(tx: Tx, job: str) -> None:
-    tx.execute("DELETE FROM token WHERE job = ? AND session IS NULL", (job,))
-
-
 def spent(tx: Tx, job: str) -> bool:
     return (
         tx.execute("SELECT 1 FROM token WHERE job = ? AND session IS NOT NULL", (job,)).fetchone()
@@ -60,8 +56,8 @@ def revoke(tx: Tx, job: str) -> None:
 
 def _one(tx: Tx, column: str, value: str) -> Token | None:
     row = tx.execute(
-        "SELECT fingerprint, job, address, expires, coalesce(session, '') AS session"
-        f" FROM token WHERE {column} = ?",  # noqa: S608  # the column is ours
+        "SELECT fingerprint, job, address, expires, coalesce(session, '') AS session"  # noqa: S608  # our column
+        f" FROM token WHERE {column} = ?",
         (value,),
     ).fetchone()
     return None if row is None else Token(*tuple(row))

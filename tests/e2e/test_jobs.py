@@ -158,7 +158,9 @@ def test_the_work_comes_back_whole(lab: Lab, ended: dict[str, Ended], tmp_path: 
     subprocess.run(["git", "apply", "--index", end.files / "changes.patch"], cwd=clone, check=True)
     assert (clone / "README").read_text() == "hello\nchanged\n"
     assert (clone / "committed").read_text() == "new\n"
-    subprocess.run(["git", "bundle", "verify", "-q", end.files / "repo.bundle"], cwd=clone, check=True)
+    subprocess.run(
+        ["git", "bundle", "verify", "-q", end.files / "repo.bundle"], cwd=clone, check=True
+    )
     heads = subprocess.run(
         ["git", "bundle", "list-heads", end.files / "repo.bundle"],
         cwd=clone, check=True, capture_output=True, text=True,
@@ -206,7 +208,9 @@ def test_what_was_made_before_a_failure_comes_back(ended: dict[str, Ended]) -> N
 
 
 def test_a_missing_command_is_named(ended: dict[str, Ended]) -> None:
-    assert "not found" in str(ended["missing"].job["reason"]) or b"not found" in ended["missing"].log
+    assert (
+        "not found" in str(ended["missing"].job["reason"]) or b"not found" in ended["missing"].log
+    )
     assert ended["missing"].report["stage"] == "agent"
 
 
@@ -248,7 +252,7 @@ def test_a_hostile_guest_is_refused_and_reaches_nothing(lab: Lab, ended: dict[st
 def test_refusals_are_logged_once(lab: Lab, ended: dict[str, Ended]) -> None:
     refused = [line for line in lab.warnings() if "refused" in line]
     assert refused
-    assert len(refused) == len(set(line.split(" ", 1)[1] for line in refused))
+    assert len(refused) == len({line.split(" ", 1)[1] for line in refused})
     others = [line for line in lab.warnings() if "refused" not in line]
     assert others == []
 

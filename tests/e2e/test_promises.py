@@ -200,3 +200,16 @@ def test_a_job_with_cloud_init_boots_cold(lab: Lab) -> None:
 
 def test_nothing_was_loud(lab: Lab) -> None:
     assert lab.warnings() == []
+
+
+def test_rules_that_others_flush_are_put_back(lab: Lab) -> None:
+    inside = ["ip", "netns", "exec", lab.namespace, "nft"]
+    whole = subprocess.run([*inside, "list", "ruleset"], check=True, capture_output=True).stdout
+    subprocess.run([*inside, "flush", "ruleset"], check=True)
+    until = time.monotonic() + 60
+    now = b""
+    while now != whole and time.monotonic() < until:
+        time.sleep(0.5)
+        now = subprocess.run([*inside, "list", "ruleset"], check=True, capture_output=True).stdout
+    assert now == whole
+    assert any("changed by others" in line for line in lab.warnings())

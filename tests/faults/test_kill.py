@@ -24,12 +24,26 @@ UNDONE = ["deliver", "start", "fence", "clone", "reserve"]  # those that have an
 SUCCESS = [f"{moment}:do:{step}" for step in FORWARD for moment in ("before", "after")]
 FAILURE = [f"{moment}:undo:{step}" for step in UNDONE for moment in ("before", "after")]
 KILLER = [sys.executable, str(ROOT / "tests/fakes/killing_daemon.py")]
+Table = dict[tuple[str, str], dict[str, str]]  # outcome by (path, step), then by moment
 # the agent leaves a mark each time it runs: a job that ran twice would hand back two lines
 ONCE = 'echo ran >> "$AGENTLAB_ARTIFACTS_DIR/runs"; echo more >> README'
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def table(request: pytest.FixtureRequest) -> Iterator[Table]:
+    """What became of each case; printed when all are done."""
+    rows: Table = {}
+    yield rows
+    write = request.config.get_terminal_writer().line
+    write()
+    write("| path | step | killed before | killed after |")
+    write("| --- | --- | --- | --- |")
+    for (path, step), cells in rows.items():
+        write(f"| {path} | {step} | {cells.get('before', '')} | {cells.get('after', '')} |")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
     with laboratory() as made:
         made.profile("once", ONCE)
         git_repo(made.scratch / "repo")
@@ -50,6 +64,11 @@ def _killed(lab: Lab, kill: str, *more: str) -> dict[str, object]:
         return lab.wait_final(str(job["id"]))
     finally:
         assert lab.stop() == 0
+
+
+def _note(table: Table, path: str, kill: str, outcome: str) -> None:
+    moment, _, step = kill.split(":")
+    table.setdefault((path, step), {})[moment] = outcome
 
 
 def _events(lab: Lab, job: str, state: str) -> int:
@@ -83,19 +102,21 @@ def test_the_steps_named_here_are_the_steps_that_there_are(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("kill", SUCCESS)
-def test_a_job_survives_a_kill(lab: Lab, kill: str) -> None:
+def test_a_job_survives_a_kill(lab: Lab, table: Table, kill: str) -> None:
     job = _killed(lab, kill)
     assert job["state"] == "COMPLETED", job["reason"]
     assert _events(lab, str(job["id"]), "COMPLETED") == 1
     runs = lab.scratch / "data/artifacts" / str(job["id"]) / "files/runs"
     assert runs.read_text() == "ran\n"
     assert lab.leftovers() == []
+    _note(table, "success", kill, "COMPLETED once, ran once, nothing left")
 
 
 @pytest.mark.parametrize("kill", FAILURE)
-def test_a_failing_job_is_undone_despite_a_kill(lab: Lab, kill: str) -> None:
+def test_a_failing_job_is_undone_despite_a_kill(lab: Lab, table: Table, kill: str) -> None:
     job = _killed(lab, kill, "--fail", "deliver")
     assert job["state"] == "FAILED"
     assert "the test says so" in str(job["reason"])
     assert _events(lab, str(job["id"]), "FAILED") == 1
     assert lab.leftovers() == []
+    _note(table, "failure (undo)", kill, "FAILED once, nothing left")

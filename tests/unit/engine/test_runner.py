@@ -73,7 +73,9 @@ def test_steps_run_in_order_and_see_what_earlier_ones_put_out(store: Store, star
         return lambda tx: {"inside": True}
 
     runner = start(
-        Operation("test", [Step("first", lambda call: {"answer": 42}, 5), Step("second", second, 5)])
+        Operation(
+            "test", [Step("first", lambda call: {"answer": 42}, 5), Step("second", second, 5)]
+        )
     )
     operation = _submit(store, runner)
     assert _until_final(store, operation).state == "done"

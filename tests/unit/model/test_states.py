@@ -76,7 +76,13 @@ def test_a_rendered_duration_has_at_most_two_units(seconds: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "bare", "mib"),
-    [("80G", "G", 81920), ("512M", "M", 512), ("8", "G", 8192), ("512", "M", 512), ("1T", "G", 1 << 20)],
+    [
+        ("80G", "G", 81920),
+        ("512M", "M", 512),
+        ("8", "G", 8192),
+        ("512", "M", 512),
+        ("1T", "G", 1 << 20),
+    ],
 )
 def test_sizes_are_read(text: str, bare: str, mib: int) -> None:
     assert parse_size(text, bare=bare) == mib

@@ -76,7 +76,9 @@ class Bench:
 
     def clean(self) -> bool:
         with self.world.store.read() as tx:
-            rows = [tx.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("subject", "token")]
+            rows = [
+                tx.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("subject", "token")
+            ]
         return not self.hypervisor.machines and not self.fence.members and rows == [0, 0]
 
 
@@ -129,7 +131,9 @@ def test_rules_are_in_place_before_power(bench: Bench) -> None:
     assert bench.clean()
 
 
-@pytest.mark.parametrize("method", ["inventory", "clone", "configure", "start", "ready", "file_write"])
+@pytest.mark.parametrize(
+    "method", ["inventory", "clone", "configure", "start", "ready", "file_write"]
+)
 def test_a_failure_anywhere_is_undone(bench: Bench, method: str) -> None:
     bench.hypervisor.faults[method] = [Conflict(f"cannot {method}: no")]
     failed = bench.until(bench.create(), JobState.FAILED)

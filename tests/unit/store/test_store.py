@@ -103,7 +103,9 @@ def test_a_migration_that_fails_changes_nothing(
     with pytest.raises(sqlite3.OperationalError):
         Store(tmp_path / "a.db")
     with sqlite3.connect(tmp_path / "a.db") as connection:
-        assert connection.execute("SELECT name FROM sqlite_master WHERE name = 'x'").fetchall() == []
+        assert (
+            connection.execute("SELECT name FROM sqlite_master WHERE name = 'x'").fetchall() == []
+        )
         assert connection.execute("PRAGMA user_version").fetchone()[0] == len(bad) - 1
     assert (tmp_path / f"a.db.before-{len(bad):04}").exists()
 
@@ -136,7 +138,10 @@ def test_a_transition_writes_state_and_event_together(store: Store) -> None:
         jobs.transition(tx, "j1", JobEvent.FAIL, reason="because")
     with store.read() as tx:
         assert jobs.get(tx, "j1").state is JobState.FAILED
-        assert [event.facts["to"] for event in events.after(tx, 0, job="j1")] == ["QUEUED", "FAILED"]
+        assert [event.facts["to"] for event in events.after(tx, 0, job="j1")] == [
+            "QUEUED",
+            "FAILED",
+        ]
     with pytest.raises(Conflict, match="FAILED"), store.write() as tx:
         jobs.transition(tx, "j1", JobEvent.COMPLETE)
 
