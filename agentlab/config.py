@@ -13,29 +13,9 @@ from typing import cast
 import yaml
 
 from agentlab.errors import Invalid, NotFound
+from agentlab.settings import SETTINGS
 
 DEFAULT_PATH = Path("/etc/agentlab/config.yaml")
-
-# Every setting: its default (whose type it must have) and what it means.  "" is "made from others".
-SETTINGS: dict[str, tuple[object, str]] = {
-    "data_dir": ("/var/lib/agentlab", "database, machines and bundles"),
-    "artifact_dir": ("", "what jobs hand back; default: artifacts under data_dir"),
-    "socket": ("/run/agentlab/agentlabd.sock", "the Unix socket of the API, mode 0660"),
-    "socket_group": ("agentlab", "group of the socket; left alone when there is no such group"),
-    "profiles_dir": ("/etc/agentlab/profiles", "one YAML file per profile"),
-    "hypervisor": ("local", "local (Proxmox comes later)"),
-    "vmid_range": ([1000, 1999], "first and last VMID that sandboxes may have"),
-    "workers": (12, "operations that are worked on at the same moment"),
-    "network.bridge": ("vmbr1", "the bridge of the sandboxes"),
-    "network.subnet": ("10.77.0.0/16", "addresses of the sandboxes"),
-    "network.host": ("10.77.0.1", "the address of this host on the bridge"),
-    "network.dns": (["1.1.1.1", "9.9.9.9"], "resolvers that sandboxes with network: nat use"),
-    "guest_listener.port": (8844, "TCP port on network.host for the guests"),
-    "local.template_dir": ("", "built templates; default: templates under data_dir"),
-    "local.start": ("auto", "cold, memory, or auto: memory where there is no KVM"),
-    "local.accelerator": ("auto", "kvm, tcg, or auto: KVM when it boots a guest"),
-    "retention.days": (30, "days that finished jobs, their artifacts and events are kept"),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +66,7 @@ def load(path: Path) -> Config:
 
 def parse(text: str, path: Path) -> Config:
     """The settings from YAML text; what is not said there has its default."""
-    given = _flat(parse_yaml(text, path), path)
+    given = _typed(flatten(parse_yaml(text, path), SETTINGS, path), path)
     values = {key: given.get(key, default) for key, (default, _) in SETTINGS.items()}
     return _config(values, path)
 
@@ -107,8 +87,11 @@ def parse_yaml(text: str, path: Path) -> Mapping[str, object]:
     return document
 
 
-def _flat(document: Mapping[str, object], path: Path) -> dict[str, object]:
-    groups = {key.partition(".")[0] for key in SETTINGS if "." in key}
+def flatten(
+    document: Mapping[str, object], table: Mapping[str, tuple[object, str]], path: Path
+) -> dict[str, object]:
+    """`{"network": {"bridge": b}}` as `{"network.bridge": b}`; Invalid for what the table lacks."""
+    groups = {key.partition(".")[0] for key in table if "." in key}
     flat: dict[str, object] = {}
     for key, value in document.items():
         if key in groups:
@@ -117,16 +100,21 @@ def _flat(document: Mapping[str, object], path: Path) -> dict[str, object]:
             flat.update({f"{key}.{inner}": each for inner, each in value.items()})
         else:
             flat[key] = value
-    for key, value in flat.items():
-        if key not in SETTINGS:
-            near = difflib.get_close_matches(key, SETTINGS, n=1)
-            hint = f"did you mean {near[0]}?" if near else ""
-            raise Invalid(f"{path}: unknown setting {key}", hint=hint)
+    for key in flat:
+        if key not in table:
+            near = difflib.get_close_matches(key, table, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(table)}"
+            raise Invalid(f"{path}: unknown key {key}", hint=hint)
+    return flat
+
+
+def _typed(values: Mapping[str, object], path: Path) -> Mapping[str, object]:
+    words = {str: "text", int: "a whole number", list: "a list"}
+    for key, value in values.items():
         kind = type(SETTINGS[key][0])
         if type(value) is not kind:
-            words = {str: "text", int: "a whole number", list: "a list"}
             raise Invalid(f"{path}: {key} must be {words[kind]}")
-    return flat
+    return values
 
 
 def _config(values: Mapping[str, object], path: Path) -> Config:

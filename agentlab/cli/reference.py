@@ -1,8 +1,9 @@
-"""docs/states.md and docs/api.md, rendered from the state tables and the endpoint table.  Pure."""
+"""docs/states.md, docs/api.md and docs/config.md, rendered from their tables.  Pure."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from enum import StrEnum
@@ -14,6 +15,7 @@ from agentlab.errors import BY_CODE
 from agentlab.model.job import JOB
 from agentlab.model.machine import StateMachine
 from agentlab.model.sandbox import SANDBOX
+from agentlab.settings import PROFILE, SETTINGS
 
 
 def _made_from(source: str) -> str:
@@ -25,6 +27,28 @@ def render_states() -> str:
     lines = [_made_from("agentlab/model/{job,sandbox}.py"), "", "# States"]
     lines += ["", "## Job", "", *_machine(JOB), "", "## Sandbox", "", *_machine(SANDBOX)]
     return "\n".join(lines) + "\n"
+
+
+def render_config() -> str:
+    """docs/config.md: every setting of the daemon and every key of a profile."""
+    return "\n".join(
+        [
+            _made_from("agentlab/settings.py"), "", "# Settings and profiles", "",
+            "A dot stands for a mapping inside: `network.bridge` is `bridge` under `network`.", "",
+            "## The daemon: `/etc/agentlab/config.yaml`", "", *_keys(SETTINGS), "",
+            "## A profile: `/etc/agentlab/profiles/NAME.yaml`", "",
+            "Read anew for each job. Durations: `90s`, `30m`, `4h`, `2d`; a bare number is minutes.",
+            "", *_keys(PROFILE),
+        ]
+    ) + "\n"  # fmt: skip
+
+
+def _keys(table: dict[str, tuple[object, str]]) -> list[str]:
+    rows = [
+        f"| `{key}` | {'' if default in ('', {}) else f'`{json.dumps(default)}`'} | {meaning} |"
+        for key, (default, meaning) in table.items()
+    ]
+    return ["| key | default | meaning |", "| --- | --- | --- |", *rows]
 
 
 def _machine(machine: StateMachine[typing.Any, typing.Any]) -> list[str]:

@@ -87,13 +87,17 @@ def authorize(daemon: Daemon, address: str, authorization: str, job_id: str) -> 
             raise OtherJob("the session belongs to another job", token.job)
         job = jobs.get(tx, token.job)
         operation = operations.find(tx, job.operation)
-    limits = operation.input.get("limits") if operation else None
+    if operation is None:
+        raise Denied("the job's operation is gone")
+    limits = operation.input["limits"]
+    if not isinstance(limits, dict):
+        raise TypeError("an operation without limits")
     return Session(
         fingerprint=shown,
         address=address,
         job=job,
-        limits=Limits(**limits) if isinstance(limits, dict) else Limits(),
-        cancel=bool(operation and operation.cancel),
+        limits=Limits(**limits),
+        cancel=operation.cancel,
     )
 
 

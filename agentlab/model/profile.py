@@ -24,10 +24,10 @@ class After(StrEnum):
 class Limits:
     """What a job may hand back, in bytes."""
 
-    log: int = 16 << 20
-    artifact: int = 1 << 30
-    artifacts: int = 4 << 30
-    artifact_count: int = 1000
+    log: int
+    artifact: int
+    artifacts: int
+    artifact_count: int
 
 
 @dataclass(frozen=True, slots=True)

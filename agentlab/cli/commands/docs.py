@@ -1,4 +1,4 @@
-"""`docs`: docs/cli.md, docs/states.md and docs/api.md, written from the tables or checked."""
+"""`docs`: the reference pages under docs/, written from the tables or checked."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def pages() -> dict[str, str]:
         "cli.md": manual.render_markdown(),
         "states.md": reference.render_states(),
         "api.md": reference.render_api(),
+        "config.md": reference.render_config(),
     }
 
 

@@ -1,0 +1,50 @@
+"""Every setting and every key of a profile: its default, whose type it must have, and its meaning.
+
+The loaders and docs/config.md read these tables.  A dot stands for a mapping inside; a default of
+"" is none, or is made from others as the meaning says.
+"""
+
+from __future__ import annotations
+
+SETTINGS: dict[str, tuple[object, str]] = {
+    "data_dir": ("/var/lib/agentlab", "database, machines and bundles"),
+    "artifact_dir": ("", "what jobs hand back; default: `artifacts` under `data_dir`"),
+    "socket": ("/run/agentlab/agentlabd.sock", "the Unix socket of the API, mode 0660"),
+    "socket_group": ("agentlab", "group of the socket; left alone when there is no such group"),
+    "profiles_dir": ("/etc/agentlab/profiles", "one YAML file per profile"),
+    "hypervisor": ("local", "`local` (Proxmox VE is to come)"),
+    "vmid_range": ([1000, 1999], "first and last VMID that sandboxes may have"),
+    "workers": (12, "operations that are worked on at the same moment"),
+    "network.bridge": ("vmbr1", "the bridge of the sandboxes; letters and digits, at most 10"),
+    "network.subnet": ("10.77.0.0/16", "addresses of the sandboxes"),
+    "network.host": ("10.77.0.1", "the address of this host on the bridge"),
+    "network.dns": (["1.1.1.1", "9.9.9.9"], "resolvers of sandboxes with `network: nat`"),
+    "guest_listener.port": (8844, "TCP port on `network.host` for the guests"),
+    "local.template_dir": ("", "built templates; default: `templates` under `data_dir`"),
+    "local.start": ("auto", "`cold`, `memory`, or `auto`: memory where there is no KVM"),
+    "local.accelerator": ("auto", "`kvm`, `tcg`, or `auto`: KVM when it boots a guest"),
+    "retention.days": (30, "days that finished jobs, their artifacts and events are kept"),
+}
+
+PROFILE: dict[str, tuple[object, str]] = {
+    "name": ("", "may be left out; otherwise the file's own name"),
+    "template": ("debian-12", "the template that machines are cloned from"),
+    "cores": (2, "virtual CPUs, 1 to 128"),
+    "memory": ("2G", "like `512M`; a bare number is MiB"),
+    "disk": ("8G", "root disk, at least the template's; a bare number is GiB"),
+    "network": ("nat", "`nat`: the Internet and no private network; `off`: nothing"),
+    "ttl": ("1h", "lease of the sandbox from the moment that its task is delivered"),
+    "handback": (
+        "2m",
+        "the end of the lease that is kept for handing back; the agent has the rest",
+    ),
+    "after": ("destroy", "what becomes of the sandbox: `destroy`, `stop` or `keep`"),
+    "mode": ("", "a word for the agent, as `AGENTLAB_JOB_MODE`"),
+    "agent.command": ("", "`claude`, `codex`, `opencode`, or any command, for `/bin/sh -c`"),
+    "agent.bubblewrap": (False, "wrap the agent in bubblewrap as well"),
+    "agent.env": ({}, "further environment of the agent"),
+    "limits.log": ("16M", "how much of the agent's log is kept"),
+    "limits.artifact": ("1G", "the largest file that is taken"),
+    "limits.artifacts": ("4G", "all files of a job in sum"),
+    "limits.artifact_count": (1000, "how many files"),
+}
