@@ -34,8 +34,16 @@ class Loop:
             try:
                 self._act()
                 self._said = ""
-            except AgentLabError as error:
-                if error.message != self._said:
-                    _log.warning("%s: %s", self._name, error)
-                self._said = error.message
+            except Exception as error:  # noqa: BLE001  # the next round may do better
+                self._tell(error)
             self._end.wait(self._every)
+
+    def _tell(self, error: Exception) -> None:
+        ours = isinstance(error, AgentLabError)
+        text = str(error) if ours else f"{type(error).__name__}: {error}"
+        if text != self._said:
+            _log.log(
+                logging.WARNING if ours else logging.ERROR,
+                "%s: %s", self._name, text, exc_info=None if ours else error,
+            )  # fmt: skip
+        self._said = text

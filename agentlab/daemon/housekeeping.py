@@ -45,12 +45,12 @@ class Housekeeping:
 
     def _run(self) -> None:
         """Operations go on without a fence: the steps that need it put it up, or wait for it."""
-        fenced = self._fence()
-        self._begin_work()
+        fenced, working = self._fence(), self._begin_work()
         self._sweep()
         pause = _FIRST_PAUSE
-        while not fenced and not self._daemon.stopping.wait(pause):
-            fenced = self._fence()
+        while not (fenced and working) and not self._daemon.stopping.wait(pause):
+            fenced = fenced or self._fence()
+            working = working or self._begin_work()
             pause = min(_MOST_PAUSE, 2 * pause)
         if fenced:
             self._watch.start()
@@ -60,24 +60,30 @@ class Housekeeping:
         try:
             world.fence.ensure()
             world.sync_fence()
-        except AgentLabError as error:
-            _log.error("the network is not in order, trying again: %s", error)
-            notify(f"STATUS=waiting for the network: {error.message[:200]}")
+        except Exception as error:  # noqa: BLE001  # told, and tried again
+            _complain("the network is not in order", error)
+            notify(f"STATUS=waiting for the network: {str(error)[:200]}")
             return False
         config = world.config.network
         _log.info("sandboxes are on bridge %s, %s", config.bridge, config.subnet)
         notify("STATUS=ready")
         return True
 
-    def _begin_work(self) -> None:
+    def _begin_work(self) -> bool:
+        """True when the engine runs, or is not wanted any more."""
         with self._lock:
             if self._daemon.stopping.is_set():
-                return
-            count = self._daemon.runner.start()
+                return True
+            try:
+                count = self._daemon.runner.start()
+            except Exception as error:  # noqa: BLE001  # told, and tried again
+                _complain("the engine cannot start", error)
+                return False
             self._engine_runs = True
         if count:
             _log.info("going on with %d unfinished operations", count)
         self._retention.start()
+        return True
 
     def _sweep(self) -> None:
         config, boot = self._daemon.world.config, self._daemon.boot
@@ -90,3 +96,9 @@ class Housekeeping:
         else:
             if swept:
                 _log.info("removed %d half-received files", swept)
+
+
+def _complain(what: str, error: Exception) -> None:
+    """One line, and the traceback of what nobody foresaw."""
+    unforeseen = None if isinstance(error, AgentLabError) else error
+    _log.error("%s, trying again: %s", what, error, exc_info=unforeseen)

@@ -76,7 +76,11 @@ class Listener(socketserver.TCPServer):
                     _log.error("cannot accept a connection: %s", error)
                     time.sleep(_PAUSE)
                 continue
-            self.process_request(connection, address)
+            try:
+                self.process_request(connection, address)
+            except Exception:  # noqa: BLE001  # one connection is lost, the next is served
+                _log.exception("cannot serve a connection of %s", self.name)
+                connection.close()
 
     def _connections(self) -> list[Connection]:
         with self._lock:
@@ -104,10 +108,13 @@ class Listener(socketserver.TCPServer):
         except AgentLabError as error:
             self._refuse(request, peer, error)
             return
-        if not self._pool.submit(lambda: self._serve(request, peer)):
+        try:
+            if not self._pool.submit(lambda: self._serve(request, peer)):
+                text = f"cannot take another connection: {self._most} are open"
+                raise Unavailable(text, hint="try again in a moment")
+        except AgentLabError as error:
             self.left(peer)
-            text = f"cannot take another connection: {self._most} are open"
-            self._refuse(request, peer, Unavailable(text, hint="try again in a moment"))
+            self._refuse(request, peer, error)
 
     def _serve(self, request: socket.socket, peer: Peer) -> None:
         if request.family == socket.AF_INET:

@@ -10,6 +10,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from agentlab.errors import Unavailable
+
 _log = logging.getLogger(__name__)
 
 
@@ -25,18 +27,29 @@ class Pool:
         self._busy = 0
 
     def submit(self, act: Callable[[], None]) -> bool:
-        """Has a thread do it at once; False when all are busy."""
+        """Has a thread do it at once; False when all are busy.
+
+        Unavailable when the system has no further thread; then nothing of it is done.
+        """
         with self._turn:
             if self._busy >= self._most:
                 return False
+            if self._busy == self._threads:
+                self._start()
             self._busy += 1
             self._todo.append(act)
-            if self._busy > self._threads:
-                self._threads += 1
-                name = f"{self._name}-{self._threads}"
-                threading.Thread(target=self._work, name=name, daemon=True).start()
             self._turn.notify_all()
         return True
+
+    def _start(self) -> None:
+        name = f"{self._name}-{self._threads + 1}"
+        try:
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+        except RuntimeError as error:
+            raise Unavailable(
+                f"cannot take another connection: {error}", hint="try again in a moment"
+            ) from error
+        self._threads += 1
 
     def wait_idle(self, timeout: float) -> bool:
         """True when nothing is being done any more."""

@@ -88,9 +88,16 @@ def _batch(lines: Sequence[str], what: str) -> None:
 
 def _ensure_sysctl(path: str, value: str) -> None:
     place = _SYSCTL / path
-    if place.read_text().strip() != value:
+    try:
+        if place.read_text().strip() == value:
+            return
         place.write_text(value)
-        _log.info("set /proc/sys/net/%s to %s", path, value)
+    except OSError as error:
+        raise Unavailable(
+            f"cannot set {place} to {value}: {error.strerror or error}",
+            hint="the daemon must be root, and /proc/sys must be writable",
+        ) from error
+    _log.info("set %s to %s", place, value)
 
 
 def ensure_bridge(settings: NetworkSettings) -> None:

@@ -70,19 +70,25 @@ class Store:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Tx]:
-        """A consistent view; never blocks a writer."""
-        connection = self._reader()
+        """A consistent view; never blocks a writer.  Unavailable when it cannot be had."""
         try:
-            connection.execute("BEGIN")
+            connection = self._reader()
             try:
-                yield Tx(connection)
+                connection.execute("BEGIN")
+                try:
+                    yield Tx(connection)
+                finally:
+                    connection.rollback()
             finally:
-                connection.rollback()
-        finally:
-            if self._closed or len(self._readers) >= _IDLE_READERS:
-                connection.close()
-            else:
-                self._readers.append(connection)
+                if self._closed or len(self._readers) >= _IDLE_READERS:
+                    connection.close()
+                else:
+                    self._readers.append(connection)
+        except sqlite3.OperationalError as error:
+            raise Unavailable(
+                f"cannot read {self.path}: {_sentence(error)}",
+                hint="are there too many open files, or is the disk full or broken?",
+            ) from error
 
     def _reader(self) -> sqlite3.Connection:
         try:

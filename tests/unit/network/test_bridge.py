@@ -2,7 +2,12 @@
 
 import json
 from ipaddress import IPv4Interface
+from pathlib import Path
 
+import pytest
+
+from agentlab.errors import Unavailable
+from agentlab.network import bridge
 from agentlab.network.bridge import Device, parse_devices
 
 # ip -json -details address show, iproute2 6.1, shortened to the keys that matter and a few others
@@ -33,3 +38,15 @@ def test_devices_are_read() -> None:
 
 def test_no_devices() -> None:
     assert parse_devices("[]") == {}
+
+
+def test_a_setting_of_the_kernel_that_cannot_be_made_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge, "_SYSCTL", tmp_path)
+    with pytest.raises(Unavailable, match=r"cannot set .*/ipv4/ip_forward to 1: No such file"):
+        bridge.ensure_forwarding()
+    (tmp_path / "ipv4").mkdir()
+    (tmp_path / "ipv4" / "ip_forward").write_text("0\n")
+    bridge.ensure_forwarding()
+    assert (tmp_path / "ipv4" / "ip_forward").read_text() == "1"
