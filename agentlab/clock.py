@@ -35,3 +35,24 @@ class Deadline:
     @property
     def passed(self) -> bool:
         return time.monotonic() >= self.at
+
+
+class Stamps:
+    """Points in wall time as deadlines: a clock that is set later moves none that was seen before."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[float, Deadline]] = {}
+
+    def deadline(self, key: str, at: float) -> Deadline:
+        """When `at` (seconds since the epoch) will be, as it looked when first asked for."""
+        seen = self._seen.get(key)
+        if seen is None or seen[0] != at:
+            seen = self._seen[key] = (at, Deadline.after(at - now()))
+        return seen[1]
+
+    def forget(self, key: str) -> None:
+        self._seen.pop(key, None)
+
+    def keep(self, keys: set[str]) -> None:
+        """Forgets all others."""
+        self._seen = {key: each for key, each in self._seen.items() if key in keys}

@@ -15,6 +15,7 @@ from typing import IO, Any
 from agentlab.errors import AgentLabError, DeadlineExceeded, Unsupported
 
 _TAIL = 2000  # characters of output that an error message carries
+_active: set[subprocess.Popen[bytes]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ def run(
         )
     except FileNotFoundError as missing:
         raise _missing(words[0]) from missing
+    _active.add(process)
     try:
         stdout, stderr = process.communicate(stdin, timeout)
     except BaseException as stopped:
@@ -89,10 +91,19 @@ def run(
                 f"{shlex.join(words[:6])} took longer than {timeout:g} s"
             ) from stopped
         raise
+    finally:
+        _active.discard(process)
     completed = Completed(words, process.returncode, stdout or b"", stderr or b"")
     if check and completed.status != 0:
         raise CommandFailed(completed)
     return completed
+
+
+def kill_active() -> None:
+    """Kills every program that `run` waits for on any thread: the last act of a daemon that ends."""
+    for process in list(_active):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -80,11 +80,16 @@ class PlanView:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job as shown.  `report` is what the guest said about it, null before."""
+    """A job as shown.  `report` is what the guest said about it, null before.
+
+    `final`: the state will not change.  `settled`: its operation has ended as well, so that its
+    sandbox is gone, or kept if the profile says so.
+    """
 
     id: str
     state: str
     final: bool
+    settled: bool
     profile: str
     task: str
     repo: str

@@ -15,23 +15,27 @@ from agentlab.clock import Deadline
 from agentlab.errors import AgentLabError, Unreachable
 
 _LONG = 366 * 86400.0
+_SETTLING = 60.0  # seconds that a final job's sandbox is waited for
 
 
 def job_end(ctx: Context, client: Client, job: m.JobView, *, follow: bool = False) -> m.JobView:
-    """The job when it is final; with `follow` its log goes to stdout meanwhile.
+    """The job when it is final and its sandbox is gone, or does not go within a minute.
 
+    With `follow` its log goes to stdout meanwhile.
     GaveUp after --timeout, Interrupted on ^C: the job goes on then.
     """
     goes_on = f"job {job.id} goes on"
     hint = f"wait for it: agentlab job wait {job.id}; stop it: agentlab job cancel {job.id}"
-    last = job
+    last, patience = job, Deadline.after(_LONG)
 
     def ended() -> bool:
-        nonlocal last
+        nonlocal last, patience
         last = client.call(table.JOB_SHOW, path={"id": job.id})
-        return last.final
+        if last.final and patience.left > _SETTLING:
+            patience = Deadline.after(_SETTLING)
+        return last.settled or patience.passed
 
-    if job.final and not follow:
+    if job.settled and not follow:
         return job
     feed = Feed(client)
     feed.follow_events({"job": job.id}, ended)

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 from agentlab import config as settings
-from agentlab import log, version
+from agentlab import log, run, version
 from agentlab.config import Config
 from agentlab.daemon.build import build_daemon, build_world
 from agentlab.daemon.context import Daemon
@@ -71,6 +71,7 @@ def unobserved(moment: str, verb: str, operation: OperationRow, step: str) -> No
 
 def serve(config: Config, *, observer: Observer | None = None) -> int:
     """Serves until SIGTERM or SIGINT; the exit status.  Fault tests pass an `observer`."""
+    os.umask(0o077)  # what others may read is given to them by name
     signals = _heard_signals()
     try:
         with contextlib.ExitStack() as stack:
@@ -112,11 +113,27 @@ def _prepare(config: Config) -> None:
     """The directories, and room for as many open files as the system allows us."""
     check_socket_path(config.socket)
     config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _close_to_others(config)
     for folder in (config.artifact_dir, config.bundle_dir, config.machine_dir):
         folder.mkdir(mode=0o750, parents=True, exist_ok=True)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _close_to_others(config: Config) -> None:
+    """Mode 0700 for a data directory that was there, when there is nothing in it but ours."""
+    folder = config.data_dir
+    found = folder.stat()
+    places = (config.artifact_dir, config.bundle_dir, config.machine_dir, config.template_dir)
+    known = {each.relative_to(folder).parts[0] for each in places if folder in each.parents}
+    if (
+        found.st_uid == os.geteuid()
+        and found.st_mode & 0o077
+        and all(each.name in known or each.name.startswith("agentlab") for each in folder.iterdir())
+    ):
+        folder.chmod(0o700)
+        _log.info("closed %s to other users", folder)
 
 
 def _run(daemon: Daemon, signals: int) -> None:
@@ -150,6 +167,7 @@ def _stop(daemon: Daemon, listeners: list[Listener], housekeeping: Housekeeping)
     for ender in enders:
         ender.start()
     housekeeping.stop(_GRACE)
+    run.kill_active()
     for ender in enders:
         ender.join()
     # a step that is still under way would find a closed database; SQLite needs no closing

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import heapq
 import logging
 import random
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from agentlab import clock, log
 from agentlab.clock import Deadline
-from agentlab.engine.step import Call, Later, Observer, Operation, Result, Step
-from agentlab.errors import AgentLabError, DeadlineExceeded, Internal, Unavailable
+from agentlab.engine.schedule import Schedule
+from agentlab.engine.step import Call, Later, Observer, Operation, Output, Result, Step
+from agentlab.errors import AgentLabError, Busy, DeadlineExceeded, Internal, Unavailable
 from agentlab.model.ids import new_id
 from agentlab.store import events, operations
 from agentlab.store.db import Store, Tx
@@ -20,6 +21,26 @@ from agentlab.store.operations import OperationRow, StepRow
 
 _log = logging.getLogger(__name__)
 _MAX_BACKOFF = 60.0
+_WORTH_A_RETRY = (Unavailable, DeadlineExceeded, Busy)
+
+
+class Cancelled(AgentLabError):
+    """Somebody cancelled the operation."""
+
+    code = "cancelled"
+    http_status = 409
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """What this process has seen of the step that an operation is at; monotonic time."""
+
+    step: str
+    verb: str
+    began: float
+    tries: int = 0
+    failures: int = 0
+    trouble: str = ""
 
 
 def _unobserved(moment: str, verb: str, operation: OperationRow, step: str) -> None:
@@ -40,13 +61,8 @@ class Runner:
         self._store = store
         self._kinds: Mapping[str, Operation] = {kind.kind: kind for kind in kinds}
         self._observer = observer
-        self._born = clock.now()
-        self._turn = threading.Condition()
-        self._due: list[tuple[float, str]] = []
-        self._running: set[str] = set()
-        self._again: set[str] = set()
-        self._failures: dict[str, int] = {}  # in a row, of operations that are retried
-        self._stopping = False
+        self._schedule = Schedule()
+        self._attempts: dict[str, _Attempt] = {}
         self._threads = [
             threading.Thread(target=self._work, name=f"engine-{n}", daemon=True)
             for n in range(workers)
@@ -65,9 +81,7 @@ class Runner:
     def stop(self, timeout: float) -> None:
         """Begins no further step and waits for those under way; they are taken up at next start."""
         until = Deadline.after(timeout)
-        with self._turn:
-            self._stopping = True
-            self._turn.notify_all()
+        self._schedule.close()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(until.left)
@@ -96,18 +110,13 @@ class Runner:
         operations.request_cancel(tx, operation)
         tx.on_commit(lambda: self.wake(operation))
 
-    def wake(self, operation: str, after: float = 0.0) -> None:
-        """Has an operation looked at after some seconds; one under way is looked at again."""
-        with self._turn:
-            if operation in self._running:
-                self._again.add(operation)
-            else:
-                heapq.heappush(self._due, (time.monotonic() + after, operation))
-                self._turn.notify()
+    def wake(self, operation: str) -> None:
+        """Has an operation looked at at once."""
+        self._schedule.wake(operation)
 
     def _work(self) -> None:
         while True:
-            operation = self._take()
+            operation = self._schedule.take()
             if operation is None:
                 return
             pause: float | None = 1.0
@@ -117,37 +126,16 @@ class Runner:
                 # the store failed us: whatever step it was is still written as begun
                 _log.exception("cannot go on with operation %s; trying again", operation)
             finally:
-                self._give_back(operation, pause)
-
-    def _take(self) -> str | None:
-        with self._turn:
-            while not self._stopping:
-                now = time.monotonic()
-                while self._due and self._due[0][0] <= now:
-                    operation = heapq.heappop(self._due)[1]
-                    if operation not in self._running:
-                        self._running.add(operation)
-                        return operation
-                    self._again.add(operation)
-                self._turn.wait(self._due[0][0] - now if self._due else None)
-        return None
-
-    def _give_back(self, operation: str, pause: float | None) -> None:
-        with self._turn:
-            self._running.discard(operation)
-            again = operation in self._again
-            self._again.discard(operation)
-        if again:
-            self.wake(operation)
-        elif pause is not None:
-            self.wake(operation, pause)
+                self._schedule.give_back(operation, pause)
 
     def _advance(self, identity: str) -> float | None:
         """Takes steps until the operation ends (None) or wants to sleep (seconds)."""
-        while not self._stopping:
+        while not self._schedule.closed:
             with self._store.read() as tx:
                 operation = operations.find(tx, identity)
+                begun = operations.steps(tx, identity)
             if operation is None or operation.final:
+                self._attempts.pop(identity, None)
                 return None
             kind = self._kinds.get(operation.kind)
             if kind is None:
@@ -157,41 +145,78 @@ class Runner:
             if operation.vmid:
                 fields["sandbox"] = str(operation.vmid)
             with log.context(**{key: value for key, value in fields.items() if value}):
-                forward = operation.state == "doing"
-                pause = self._forward(operation, kind) if forward else self._back(operation, kind)
+                turn = self._forward if operation.state == "doing" else self._back
+                pause = turn(operation, kind, begun)
             if pause is not None:
                 return pause
         return 0.0
 
-    def _forward(self, operation: OperationRow, kind: Operation) -> float | None:
-        with self._store.read() as tx:
-            begun = operations.steps(tx, operation.id)
+    def _forward(
+        self, operation: OperationRow, kind: Operation, begun: Mapping[str, StepRow]
+    ) -> float | None:
         step = next(
             (s for s in kind.steps if s.name not in begun or begun[s.name].state == "doing"), None
         )
         if step is None:
-            self._finish(operation, kind, None)
+            self._finish(operation, kind)
             return None
         if operation.cancel and not step.handles_cancel:
-            self._turn_back(operation, Cancelled("cancelled"))
+            self._turn_back(operation, kind, Cancelled("cancelled"))
             return None
-        with self._store.write() as tx:
-            row = operations.begin_step(tx, operation.id, step.name)
-            if row.attempts == 1:
-                _event(tx, operation, "step.doing", step.name)
+        attempt = self._attempt(operation, step, "do")
+        if attempt.tries == 1 or step.name not in begun:
+            with self._store.write() as tx:
+                row = operations.begin_step(tx, operation.id, step.name)
+                if row.attempts == 1:
+                    _event(tx, operation, "step.doing", step.name)
+        else:
+            row = begun[step.name]
         outputs = {name: done.output for name, done in begun.items() if name != step.name}
-        call = self._call(operation, step, outputs, row)
+        deadline = Deadline.after(_MAX_BACKOFF)  # until the step has told its own
         try:
+            given = step.deadline() if callable(step.deadline) else step.deadline
+            deadline = Deadline(attempt.began + given)
             self._observer("before", "do", operation, step.name)
-            result = step.do(call)
+            result = step.do(self._call(operation, outputs, row, attempt, deadline))
             self._observer("after", "do", operation, step.name)
             self._done(operation, row, result)
         except Later as later:
-            return self._put_off(operation, call, later)
+            if deadline.passed:
+                why = f": still waiting for {later.for_}" if later.for_ else ""
+                late = DeadlineExceeded(f"{step.name} took longer than it was given{why}")
+                return self._failed(operation, kind, step, late, deadline)
+            self._note(operation, step, later.for_)
+            return min(later.after, max(0.05, deadline.left))
         except Exception as error:  # noqa: BLE001  # whatever it is, it is the step's failure
-            return self._failed(operation, call, error)
-        self._failures.pop(operation.id, None)
+            return self._failed(operation, kind, step, error, deadline)
         return None
+
+    def _attempt(self, operation: OperationRow, step: Step, verb: str) -> _Attempt:
+        """One more try at a step; the first one of this process begins its time."""
+        attempt = self._attempts.get(operation.id)
+        if attempt is None or (attempt.step, attempt.verb) != (step.name, verb):
+            attempt = self._attempts[operation.id] = _Attempt(step.name, verb, time.monotonic())
+        attempt.tries += 1
+        return attempt
+
+    def _call(
+        self,
+        operation: OperationRow,
+        outputs: Mapping[str, Output],
+        row: StepRow,
+        attempt: _Attempt,
+        deadline: Deadline,
+    ) -> Call:
+        return Call(
+            operation=operation,
+            step=row.name,
+            outputs=outputs,
+            saved=row.output,
+            attempts=max(attempt.tries, row.attempts),
+            started=row.started,
+            deadline=deadline,
+            store=self._store,
+        )
 
     def _done(self, operation: OperationRow, row: StepRow, result: Result) -> None:
         with self._store.write() as tx:
@@ -200,123 +225,117 @@ class Runner:
             seconds = round(clock.now() - row.started, 3)
             _event(tx, operations.get(tx, operation.id), "step.done", row.name, seconds=seconds)
 
-    def _call(
+    def _note(self, operation: OperationRow, step: Step, waits_for: str) -> None:
+        """Writes down for what an operation waits, when that has changed."""
+        if waits_for != operation.waits_for:
+            with self._store.write() as tx:
+                operations.set_waits_for(tx, operation.id, waits_for)
+                if waits_for:
+                    _event(tx, operation, "step.waits", step.name, waits_for=waits_for)
+
+    def _failed(
         self,
         operation: OperationRow,
+        kind: Operation,
         step: Step,
-        outputs: Mapping[str, Mapping[str, object]],
-        row: StepRow,
-    ) -> Call:
-        since = clock.now() - max(row.started, self._born)
-        given = step.deadline() if callable(step.deadline) else step.deadline
-        return Call(
-            operation=operation,
-            step=step.name,
-            outputs=outputs,
-            saved=row.output,
-            attempts=row.attempts,
-            started=row.started,
-            deadline=Deadline.after(given - max(0.0, since)),
-            store=self._store,
-        )
-
-    def _put_off(self, operation: OperationRow, call: Call, later: Later) -> float | None:
-        if call.deadline.passed:
-            why = f": still waiting for {later.for_}" if later.for_ else ""
-            late = DeadlineExceeded(f"{call.step} took longer than it was given{why}")
-            return self._failed(operation, call, late)
-        pause = min(later.after, max(0.05, call.deadline.left))
-        with self._store.write() as tx:
-            wake = clock.now() + pause
-            if later.for_ and later.for_ != operation.waits_for:
-                _event(tx, operation, "step.waits", call.step, waits_for=later.for_)
-            operations.sleep(tx, operation.id, wake=wake, waits_for=later.for_)
-        return pause
-
-    def _failed(self, operation: OperationRow, call: Call, error: Exception) -> float | None:
-        if isinstance(error, Unavailable) and not call.deadline.passed:
-            return self._put_off(operation, call, Later(self._backoff(operation), error.message))
+        error: Exception,
+        deadline: Deadline,
+    ) -> float | None:
+        if self._schedule.closed:
+            return 0.0  # what fails while the daemon ends may have been ended with it: done again
+        if step.no_return:
+            return self._again(operation, step, "finish", error)
+        if isinstance(error, _WORTH_A_RETRY) and not deadline.passed:
+            self._note(operation, step, error.message)
+            return self._backoff(operation)
         if not isinstance(error, AgentLabError):
-            _log.error("step %s failed", call.step, exc_info=error)
-            error = Internal(f"{call.step}: {type(error).__name__}: {error}")
-        self._turn_back(operation, error, call.step)
+            _log.error("step %s failed", step.name, exc_info=error)
+            error = Internal(f"{step.name}: {type(error).__name__}: {error}")
+        self._turn_back(operation, kind, error, step.name)
         return None
 
     def _backoff(self, operation: OperationRow) -> float:
-        failures = self._failures.get(operation.id, 0) + 1
-        self._failures[operation.id] = failures
+        attempt = self._attempts[operation.id]
+        attempt.failures += 1
         jitter = random.uniform(0.5, 1.0)  # noqa: S311  # not for secrets
-        return min(_MAX_BACKOFF, 0.25 * 2.0 ** min(failures, 10)) * jitter
+        return min(_MAX_BACKOFF, 0.25 * 2.0 ** min(attempt.failures, 10)) * jitter
 
-    def _turn_back(self, operation: OperationRow, error: AgentLabError, step: str = "") -> None:
+    def _again(self, operation: OperationRow, step: Step, verb: str, error: Exception) -> float:
+        """What cannot be given up is tried again, and says so when the trouble is a new one."""
+        attempt, trouble = self._attempts[operation.id], f"{type(error).__name__}: {error}"
+        if trouble != attempt.trouble:
+            known = isinstance(error, AgentLabError)
+            _log.warning(
+                "cannot %s %s yet, trying again: %s", verb, step.name, error,
+                exc_info=None if known else error,
+            )  # fmt: skip
+            attempt.trouble = trouble
+        self._note(operation, step, f"a way to {verb} {step.name}: {error}")
+        return self._backoff(operation)
+
+    def _turn_back(
+        self, operation: OperationRow, kind: Operation, error: AgentLabError, step: str = ""
+    ) -> None:
         with self._store.write() as tx:
             operations.turn_back(
                 tx, operation.id, error=error.message, code=error.code, hint=error.hint
             )
             if step:
                 _event(tx, operation, "step.failed", step, error=error.message, hint=error.hint)
+            kind.finish(tx, operation, error)
 
-    def _back(self, operation: OperationRow, kind: Operation) -> float | None:
-        with self._store.read() as tx:
-            begun = operations.steps(tx, operation.id)
+    def _back(
+        self, operation: OperationRow, kind: Operation, begun: Mapping[str, StepRow]
+    ) -> float | None:
         todo = [
             s for s in reversed(kind.steps) if s.name in begun and begun[s.name].state != "undone"
         ]
         if not todo:
-            error = Cancelled if operation.code == Cancelled.code else AgentLabError
-            self._finish(operation, kind, error(operation.error, hint=operation.hint))
+            self._undone(operation)
             return None
         step, row = todo[0], begun[todo[0].name]
-        with self._store.write() as tx:
-            operations.begin_undo(tx, operation.id, step.name)
-            if step.undo is not None and row.state != "undoing":
-                _event(tx, operation, "step.undoing", step.name)
-        outputs = {name: each.output for name, each in begun.items()}
-        call = self._call(operation, step, outputs, row)
-        result = None
+        attempt = self._attempt(operation, step, "undo")
+        if attempt.tries == 1:
+            with self._store.write() as tx:
+                operations.begin_undo(tx, operation.id, step.name)
+                if step.undo is not None and row.state != "undoing":
+                    _event(tx, operation, "step.undoing", step.name)
         if step.undo is not None:
+            outputs = {name: each.output for name, each in begun.items()}
+            call = self._call(operation, outputs, row, attempt, Deadline.after(_MAX_BACKOFF))
             try:
                 self._observer("before", "undo", operation, step.name)
                 result = step.undo(call)
                 self._observer("after", "undo", operation, step.name)
+                self._undid(operation, row, result)
             except Later as later:
                 return later.after
             except Exception as error:  # noqa: BLE001  # an undo is never dropped
-                return self._undo_failed(operation, step, error)
-        with self._store.write() as tx:
-            output = result(tx) if callable(result) else row.output
-            operations.end_step(tx, operation.id, step.name, "undone", output)
-            if step.undo is not None:
-                _event(tx, operation, "step.undone", step.name)
-        self._failures.pop(operation.id, None)
+                return self._again(operation, step, "undo", error)
+        else:
+            with self._store.write() as tx:
+                operations.end_step(tx, operation.id, step.name, "undone", row.output)
         return None
 
-    def _undo_failed(self, operation: OperationRow, step: Step, error: Exception) -> float:
-        pause = self._backoff(operation)
-        _log.warning("cannot undo %s yet (%s); again in %.0f s", step.name, error, pause)
+    def _undid(self, operation: OperationRow, row: StepRow, result: Result) -> None:
         with self._store.write() as tx:
-            waits = f"undoing {step.name}: {error}"
-            operations.sleep(tx, operation.id, wake=clock.now() + pause, waits_for=waits)
-        return pause
+            if callable(result):
+                result(tx)
+            operations.end_step(tx, operation.id, row.name, "undone", row.output)
+            _event(tx, operation, "step.undone", row.name)
 
-    def _finish(
-        self, operation: OperationRow, kind: Operation, error: AgentLabError | None
-    ) -> None:
-        state = "done"
-        if error is not None:
-            state = "cancelled" if isinstance(error, Cancelled) else "failed"
+    def _undone(self, operation: OperationRow) -> None:
+        state = "cancelled" if operation.code == Cancelled.code else "failed"
         with self._store.write() as tx:
-            kind.finish(tx, operation, error)
             operations.finish(tx, operation.id, state)
-            facts = {} if error is None else {"error": error.message, "hint": error.hint}
+            facts = {"error": operation.error, "hint": operation.hint}
             _event(tx, operation, f"operation.{state}", "", **facts)
 
-
-class Cancelled(AgentLabError):
-    """Somebody cancelled the operation."""
-
-    code = "cancelled"
-    http_status = 409
+    def _finish(self, operation: OperationRow, kind: Operation) -> None:
+        with self._store.write() as tx:
+            kind.finish(tx, operation, None)
+            operations.finish(tx, operation.id, "done")
+            _event(tx, operation, "operation.done", "")
 
 
 def _event(tx: Tx, operation: OperationRow, kind: str, step: str, **facts: object) -> None:

@@ -78,8 +78,10 @@ class Step:
 
     `do` may be called again after any interruption and finds its own earlier work.  `undo` is
     called for a step that was begun, done or not, and may be called again as well; it gets the
-    same outputs.  `deadline` is in seconds, or a function that knows them when the step begins.  A cancelled operation turns back before its next
-    step, unless that step handles the cancelling itself.
+    same outputs.  `deadline` is in seconds, or a function that knows them when the step begins.
+    A cancelled operation turns back before its next step, unless that step handles the
+    cancelling itself.  Past a step with `no_return` nothing turns back: what fails is tried
+    again until it succeeds.
     """
 
     name: str
@@ -87,10 +89,15 @@ class Step:
     deadline: float | Callable[[], float]
     undo: Callable[[Call], Result] | None = None
     handles_cancel: bool = False
+    no_return: bool = False
 
 
 class Finish(Protocol):
-    """Called in the transaction that ends an operation; `error` is None when all was done."""
+    """Called in the transaction that decides how an operation ends.
+
+    That is when its last step is done (`error` is None), or when it turns back: what is undone
+    after that changes nothing about the outcome.
+    """
 
     def __call__(self, tx: Tx, operation: OperationRow, error: AgentLabError | None) -> None: ...
 

@@ -82,7 +82,10 @@ class JobSpec:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The record of a job; `vmid` is 0 before a sandbox is reserved and stays after it has gone."""
+    """The record of a job; `vmid` is 0 before a sandbox is reserved and stays after it has gone.
+
+    `settled`: its operation has ended, and nothing more happens to its sandbox.
+    """
 
     id: str
     state: JobState
@@ -94,6 +97,7 @@ class Job:
     deadline: float
     reason: str
     waits_for: str
+    settled: bool
     report: dict[str, object] | None
 
 

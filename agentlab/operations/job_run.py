@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 
 from agentlab import clock
+from agentlab.clock import Deadline
 from agentlab.engine.runner import Cancelled
 from agentlab.engine.step import Call, Operation, Output, Result, Step, Wait
-from agentlab.errors import AgentLabError
+from agentlab.errors import AgentLabError, Unavailable
 from agentlab.hypervisor.base import Power
-from agentlab.model.job import Job, JobEvent
+from agentlab.model.job import JOB, Job, JobEvent
 from agentlab.model.profile import After
 from agentlab.model.sandbox import SandboxEvent
 from agentlab.operations import handed_back
@@ -49,8 +51,8 @@ def operation(world: World) -> Operation:
             *run.provision.steps(),
             Step("deliver", run.deliver, run.provision.slow(_DELIVER), undo=run.revoke),
             Step("await_report", run.await_report, run.patience, handles_cancel=True),
-            Step("collect", run.collect, _COLLECT, handles_cancel=True),
-            Step("release", run.release, _RELEASE, handles_cancel=True),
+            Step("collect", run.collect, _COLLECT, handles_cancel=True, no_return=True),
+            Step("release", run.release, _RELEASE, handles_cancel=True, no_return=True),
         ],
         finish=finish,
     )
@@ -59,7 +61,8 @@ def operation(world: World) -> Operation:
 class _JobRun:
     def __init__(self, world: World) -> None:
         self._world = world
-        self._born = clock.now()
+        self._born = time.monotonic()
+        self._leases = clock.Stamps()
         self.provision = Provision(world)
         self.patience = 400 * 86400.0  # the lease is the real limit: await_report sees to it
 
@@ -103,35 +106,53 @@ class _JobRun:
         if job.report is not None:
             status = str(job.report.get("status"))
             return {"outcome": status, "reason": _reason(job), "reported": True}
-        if self._lost_power(vmid_of(call)):
-            with call.store.read() as tx:  # a forced destroy asks first and takes power then
-                asked = operations.get(tx, call.operation.id).cancel
-            if asked:
-                return _unreported("cancelled", "cancelled; its sandbox was destroyed")
-            return _unreported("failed", "the sandbox lost its power before it reported")
-        lease = float(str(call.outputs["deliver"]["lease"]))
-        now, since = clock.now(), max(call.started, self._born)
-        if now > max(lease, self._born) + _GRACE:
-            return _unreported("timeout", "the lease ended and no report had come")
-        if not claimed and now > since + self.provision.slow(_CLAIM)():
-            return _unreported("failed", "the runner in the sandbox never asked for its job")
-        if call.cancelled and self._cancel_is_overdue(call, claimed, now):
-            return _unreported("cancelled", "cancelled; the sandbox did not report in time")
+        given_up = self._lease_over(call) or self._silent(call, claimed) or self._lost(call)
+        if given_up is not None:
+            self._leases.forget(call.operation.id)
+            return given_up
         raise Wait("the agent's report", after=_LOOK)
 
-    def _lost_power(self, vmid: int) -> bool:
-        machine = self._world.hypervisor.status(vmid)
-        return machine is None or machine.power is Power.STOPPED
+    def _lease_over(self, call: Call) -> Output | None:
+        """The lease by the clock as it was first seen: who sets the clock ends no lease."""
+        lease = float(str(call.outputs["deliver"]["lease"]))
+        until = self._leases.deadline(call.operation.id, lease)
+        grace = Deadline(max(until.at, self._born) + _GRACE)
+        if grace.passed:
+            return _unreported("timeout", "the lease ended and no report had come")
+        return None
 
-    def _cancel_is_overdue(self, call: Call, claimed: bool, now: float) -> bool:
+    def _silent(self, call: Call, claimed: bool) -> Output | None:
+        waited = call.deadline.at - self.patience  # when this process began to wait
+        if not claimed and Deadline(waited + self.provision.slow(_CLAIM)()).passed:
+            return _unreported("failed", "the runner in the sandbox never asked for its job")
+        if call.cancelled and self._cancel_is_overdue(call, claimed):
+            return _unreported("cancelled", "cancelled; the sandbox did not report in time")
+        return None
+
+    def _lost(self, call: Call) -> Output | None:
+        try:
+            machine = self._world.hypervisor.status(vmid_of(call))
+        except Unavailable:
+            return None  # unknown is not gone
+        if machine is not None and machine.power is not Power.STOPPED:
+            return None
+        with call.store.read() as tx:  # a forced destroy asks first and takes power then
+            asked = operations.get(tx, call.operation.id).cancel
+        if asked:
+            return _unreported("cancelled", "cancelled; its sandbox was destroyed")
+        return _unreported("failed", "the sandbox lost its power before it reported")
+
+    def _cancel_is_overdue(self, call: Call, claimed: bool) -> bool:
         if not claimed:
             return True
+        handback = float(str(call.operation.input["handback"])) + _GRACE
         asked = call.saved.get("cancel_seen")
         if asked is None:
-            call.save(cancel_seen=now)
+            call.save(cancel_seen=clock.now())
             return False
-        handback = call.operation.input.get("handback")
-        return now > float(str(asked)) + float(str(handback)) + _GRACE
+        return self._leases.deadline(
+            f"{call.operation.id} cancel", float(str(asked)) + handback
+        ).passed
 
     def collect(self, call: Call) -> Result:
         """From here on nothing more is taken from the guest; what came is measured and kept."""
@@ -149,6 +170,7 @@ class _JobRun:
             sandboxes.transition(
                 tx, vmid_of(call), event, operation=call.operation.id, reason=reason
             )
+            conclude(tx, job, _OUTCOME.get(outcome, JobEvent.FAIL), reason)
             return {"artifacts": len(found)}
 
         return write
@@ -174,15 +196,26 @@ class _JobRun:
 
 
 def finish(tx: Tx, operation: OperationRow, error: AgentLabError | None) -> None:
-    """The job's final state, in the transaction that ends its operation."""
-    if error is None:
-        output = operations.steps(tx, operation.id)["await_report"].output
-        event = _OUTCOME.get(str(output["outcome"]), JobEvent.FAIL)
-        jobs.transition(tx, operation.job, event, reason=str(output["reason"]))
-        return
-    event = JobEvent.CANCEL if isinstance(error, Cancelled) else JobEvent.FAIL
-    hint = f" ({error.hint})" if error.hint else ""
-    jobs.transition(tx, operation.job, event, reason=error.message + hint)
+    """A job whose operation turns back has failed; one that was collected has its outcome."""
+    if error is not None:
+        event = JobEvent.CANCEL if isinstance(error, Cancelled) else JobEvent.FAIL
+        hint = f" ({error.hint})" if error.hint else ""
+        conclude(tx, operation.job, event, error.message + hint)
+
+
+def conclude(tx: Tx, job: str, event: JobEvent, reason: str) -> None:
+    """Writes a job's outcome, once: the first one stays."""
+    if not JOB.final(jobs.get(tx, job).state):
+        jobs.transition(tx, job, event, reason=reason)
+
+
+def outcome(tx: Tx, operation: str) -> tuple[JobEvent, str] | None:
+    """How a job went, as far as its operation knows that already."""
+    step = operations.steps(tx, operation).get("await_report")
+    if step is None or step.state != "done":
+        return None
+    event = _OUTCOME.get(str(step.output["outcome"]), JobEvent.FAIL)
+    return event, str(step.output["reason"])
 
 
 def _unreported(outcome: str, reason: str) -> Output:

@@ -36,7 +36,7 @@ def create_job(world: World, runner: Runner, spec: JobSpec, request_key: str) ->
     job = Job(
         id=job_id, state=JOB.initial, spec=spec, vmid=0, operation=operation, created=now,
         changed=now, deadline=now + _PROVISIONING + planned.ttl, reason="", waits_for="",
-        report=None,
+        settled=False, report=None,
     )  # fmt: skip
     arguments = {
         "name": f"job-{job_id}",

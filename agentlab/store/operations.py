@@ -27,7 +27,6 @@ class OperationRow:
     vmid: int
     state: str
     cancel: bool
-    wake: float
     waits_for: str
     error: str
     code: str
@@ -160,11 +159,9 @@ def set_vmid(tx: Tx, operation: str, vmid: int) -> None:
     tx.execute("UPDATE operation SET vmid = ? WHERE id = ?", (vmid, operation))
 
 
-def sleep(tx: Tx, operation: str, *, wake: float, waits_for: str) -> None:
-    """Notes for what an operation waits, and when it looks again by itself."""
-    tx.execute(
-        "UPDATE operation SET wake = ?, waits_for = ? WHERE id = ?", (wake, waits_for, operation)
-    )
+def set_waits_for(tx: Tx, operation: str, waits_for: str) -> None:
+    """Notes for what an operation waits, "" for nothing."""
+    tx.execute("UPDATE operation SET waits_for = ? WHERE id = ?", (waits_for, operation))
 
 
 def request_cancel(tx: Tx, operation: str) -> None:

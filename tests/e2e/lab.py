@@ -148,11 +148,11 @@ class Lab:
         return self.ask("job", "show", identity)
 
     def wait_final(self, identity: str, timeout: float = 300.0) -> dict[str, object]:
-        """Waits for a job's end, across restarts of the daemon; gives it as shown."""
+        """Waits until a job has ended and its sandbox is gone, across restarts; the job as shown."""
         until = time.monotonic() + timeout
         while time.monotonic() < until:
             done = self.cli("job", "show", identity, "--json")
-            if done.returncode == 0 and json.loads(done.stdout)["final"]:
+            if done.returncode == 0 and json.loads(done.stdout)["settled"]:
                 return json.loads(done.stdout)  # type: ignore[no-any-return]
             time.sleep(0.2)
         raise AssertionError(
@@ -169,7 +169,7 @@ class Lab:
                 self.daemon = None
                 return
             shown = self.cli("job", "show", job, "--json").stdout
-            assert not re.search(r'"final": ?true', shown), shown
+            assert not re.search(r'"settled": ?true', shown), shown
         raise AssertionError("the daemon was not killed in time")
 
     def run_job(self, profile: str, task: str, repo: Path, *more: str) -> dict[str, object]:

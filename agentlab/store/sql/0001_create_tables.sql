@@ -66,7 +66,6 @@ CREATE TABLE operation (
     vmid INTEGER NOT NULL DEFAULT 0,
     state TEXT NOT NULL CHECK (state IN ('doing', 'undoing', 'done', 'failed', 'cancelled')),
     cancel INTEGER NOT NULL DEFAULT 0 CHECK (cancel IN (0, 1)),
-    wake REAL NOT NULL DEFAULT 0,
     waits_for TEXT NOT NULL DEFAULT '',
     error TEXT NOT NULL DEFAULT '',
     code TEXT NOT NULL DEFAULT '',

@@ -116,7 +116,7 @@ def test_place_in_a_list_is_in_the_path() -> None:
 
 
 JOB = m.JobView(
-    "j", "QUEUED", False, "p", "t", "r", "", 0, "", "o", 0.0, 0.0, 0.0, "", "", "", {}, None
+    "j", "QUEUED", False, False, "p", "t", "r", "", 0, "", "o", 0.0, 0.0, 0.0, "", "", "", {}, None
 )  # fmt: skip
 
 

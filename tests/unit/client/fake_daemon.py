@@ -41,8 +41,9 @@ REPORT: dict[str, object] = {
 
 
 def job_view(name: str = "j1", state: str = "QUEUED", **changes: Any) -> m.JobView:
+    final = state in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED")
     job = m.JobView(
-        id=name, state=state, final=state in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"),
+        id=name, state=state, final=final, settled=final,
         profile="demo", task="do it", repo="https://host/x", ref="", vmid=0, address="",
         operation="op-" + name, created=100.0, changed=142.5, deadline=500.0, reason="",
         waits_for="", artifact_dir="/nowhere/" + name, labels={}, report=None,

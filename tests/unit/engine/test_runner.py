@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from agentlab.engine.runner import Runner
 from agentlab.engine.step import Call, Later, Operation, Result, Step, Wait
-from agentlab.errors import AgentLabError, Busy, Conflict, Unavailable
+from agentlab.errors import AgentLabError, Busy, Conflict, DeadlineExceeded, Unavailable
 from agentlab.store import events, operations
 from agentlab.store.db import Store, Tx
 from agentlab.store.operations import OperationRow
@@ -298,4 +299,90 @@ def test_finish_is_told_the_error_in_the_ending_transaction(store: Store, start:
 
     runner = start(Operation("test", [Step("a", fail, 5)], finish=finish))
     _until_final(store, _submit(store, runner))
-    assert told == [("undoing", "cannot")]
+    assert told == [("undoing", "cannot")]  # and nothing more when all is undone
+
+
+def test_past_the_point_of_no_return_nothing_turns_back(store: Store, start: Start) -> None:
+    tries: list[int] = []
+
+    def stubborn(call: Call) -> Result:
+        tries.append(1)
+        if len(tries) < 4:
+            raise RuntimeError("not today")
+        return None
+
+    def never(call: Call) -> Result:
+        raise AssertionError("it must not be undone")
+
+    runner = start(
+        Operation(
+            "test",
+            [Step("a", lambda call: None, 5, undo=never), Step("b", stubborn, 0.1, no_return=True)],
+        )
+    )
+    assert _until_final(store, _submit(store, runner)).state == "done"
+    assert len(tries) == 4
+
+
+def test_many_wakes_are_one_look_and_no_more_polling(store: Store, start: Start) -> None:
+    looks: list[float] = []
+
+    def waiting(call: Call) -> Result:
+        looks.append(time.monotonic())
+        raise Wait("news", after=0.4)
+
+    runner = start(Operation("test", [Step("w", waiting, 60, handles_cancel=True)]))
+    operation = _submit(store, runner)
+    time.sleep(0.1)
+    for _ in range(200):
+        runner.wake(operation)
+    time.sleep(0.2)
+    settled, commits = len(looks), store.commits
+    time.sleep(1.3)
+    assert len(looks) - settled <= 4
+    assert store.commits == commits, "waiting for the same thing writes nothing"
+
+
+def test_what_a_driver_has_no_time_for_is_tried_again(store: Store, start: Start) -> None:
+    tries: list[int] = []
+
+    def slow(call: Call) -> Result:
+        tries.append(1)
+        if len(tries) < 2:
+            raise DeadlineExceeded("the guest agent took longer than 60 s")
+        return None
+
+    assert (
+        _until_final(store, _submit(store, start(Operation("test", [Step("s", slow, 9)])))).state
+        == "done"
+    )
+
+
+def test_a_deadline_that_cannot_be_told_fails_the_step(store: Store, start: Start) -> None:
+    def unknown() -> float:
+        raise Conflict("cannot tell")
+
+    row = _until_final(
+        store, _submit(store, start(Operation("test", [Step("s", lambda call: None, unknown)])))
+    )
+    assert (row.state, row.error) == ("failed", "cannot tell")
+
+
+def test_a_step_that_fails_while_the_daemon_ends_is_done_again(store: Store, start: Start) -> None:
+    begun, tries = threading.Event(), []
+
+    def cut_off(call: Call) -> Result:
+        tries.append(1)
+        if len(tries) == 1:
+            begun.set()
+            time.sleep(0.3)
+            raise Conflict("its program was ended")
+        return None
+
+    kind = Operation("test", [Step("s", cut_off, 60)])
+    runner = start(kind)
+    operation = _submit(store, runner)
+    begun.wait(5)
+    runner.stop(5)
+    start(kind)
+    assert _until_final(store, operation).state == "done"

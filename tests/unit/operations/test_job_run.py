@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from agentlab import config
+from agentlab import clock, config
+from agentlab.control.deadlines import Deadlines
 from agentlab.control.retention import sweep
 from agentlab.engine.runner import Runner
 from agentlab.errors import Conflict, Invalid, NotFound, Unavailable
 from agentlab.hypervisor.base import Machine, Power
-from agentlab.model.job import Job, JobSpec, JobState, Repo
+from agentlab.model.job import JOB, Job, JobSpec, JobState, Repo
 from agentlab.model.sandbox import SandboxState
 from agentlab.network.settings import Member
 from agentlab.operations import job_run, kinds, requests
@@ -57,7 +58,7 @@ class Bench:
             seen = self.world.store.commits
             with self.world.store.read() as tx:
                 found = jobs.get(tx, job.id)
-            if found.state in states:
+            if found.state in states and found.settled == JOB.final(found.state):
                 return found
             self.world.store.wait(seen, 0.2)
         raise AssertionError(f"{found} is not in {states}")
@@ -301,3 +302,95 @@ def test_what_is_old_and_finished_is_forgotten(bench: Bench) -> None:
     assert not bundle.exists()
     with bench.world.store.read() as tx:
         assert [each.id for each in jobs.newest(tx)] == [live.id]
+
+
+def _past(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    now = clock.now
+    monkeypatch.setattr(clock, "now", lambda: now() + seconds)
+
+
+def test_trouble_with_the_release_changes_no_outcome(bench: Bench) -> None:
+    job = bench.create()
+    bench.until(job, JobState.RUNNING)
+    bench.fence.faults = [Conflict("a stray address")] * 3
+    bench.report(job)
+    assert bench.until(job, JobState.COMPLETED, JobState.FAILED).state is JobState.COMPLETED
+    assert bench.fence.faults == []
+    assert bench.clean()
+
+
+def test_a_job_whose_undoing_is_stuck_has_failed_already(bench: Bench) -> None:
+    bench.hypervisor.faults["start"] = [Conflict("cannot start")]
+    bench.hypervisor.faults["destroy"] = [RuntimeError("stuck")] * 3
+    job = bench.create()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        with bench.world.store.read() as tx:
+            found = jobs.get(tx, job.id)
+        if found.state is JobState.FAILED:
+            break
+        time.sleep(0.01)
+    assert (found.reason, found.settled) == ("cannot start", False)
+    bench.until(job, JobState.FAILED)
+    assert bench.clean()
+
+
+def test_a_job_that_is_stuck_past_its_deadline_times_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.hypervisor.faults["status"] = [Unavailable("the storage is gone")] * 10_000
+    job = bench.create()
+    bench.until(job, JobState.RUNNING)
+    with bench.world.store.write() as tx:
+        tokens.spend(tx, bench.world.token(job.id).fingerprint, "session")
+    watch = Deadlines(bench.world, bench.runner, start=0)
+    watch.check()
+    with bench.world.store.read() as tx:
+        assert jobs.get(tx, job.id).state is JobState.RUNNING
+    _past(monkeypatch, 30 * 86400)
+    Deadlines(bench.world, bench.runner, start=0).check()
+    with bench.world.store.read() as tx:
+        assert jobs.get(tx, job.id).state is JobState.TIMEOUT
+
+
+def test_a_clock_that_is_set_ends_no_job(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Deadlines(bench.world, bench.runner, start=0)
+    job = bench.create()
+    bench.until(job, JobState.RUNNING)
+    with bench.world.store.write() as tx:
+        tokens.spend(tx, bench.world.token(job.id).fingerprint, "session")
+    watch.check()
+    time.sleep(0.2)
+    _past(monkeypatch, 86400)
+    watch.check()
+    bench.runner.wake(job.operation)
+    time.sleep(0.3)
+    with bench.world.store.read() as tx:
+        assert jobs.get(tx, job.id).state is JobState.RUNNING
+
+
+def test_a_kept_sandbox_goes_at_the_end_of_its_lease(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = bench.create(replace(SPEC, profile="keep"))
+    bench.until(job, JobState.RUNNING)
+    bench.report(job)
+    bench.until(job, JobState.COMPLETED)
+    Deadlines(bench.world, bench.runner, start=0).check()
+    assert len(bench.hypervisor.machines) == 1
+    _past(monkeypatch, 86400)
+    Deadlines(bench.world, bench.runner, start=0).check()
+    deadline = time.monotonic() + 5
+    while not bench.clean() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert bench.clean()
+
+
+def test_an_unknown_power_is_not_a_lost_sandbox(bench: Bench) -> None:
+    job = bench.create()
+    bench.until(job, JobState.RUNNING)
+    bench.hypervisor.faults["status"] = [Unavailable("cannot be read")] * 3
+    bench.runner.wake(job.operation)
+    time.sleep(0.3)
+    bench.report(job)
+    bench.until(job, JobState.COMPLETED)
