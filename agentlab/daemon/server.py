@@ -78,7 +78,7 @@ class UnixListener(Listener):
     def server_bind(self) -> None:
         """Binds where no other daemon listens; only the right ones can ever connect."""
         check_socket_path(self._path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        _make_way(self._path.parent)
         _remove_stale(self._path)
         mask = os.umask(0o177)
         try:
@@ -107,6 +107,14 @@ class UnixListener(Listener):
 
     def peer_of(self, connection: socket.socket) -> Peer:
         return peer_of(connection)
+
+
+def _make_way(folder: Path) -> None:
+    """A directory that the socket's group can come through, whatever our umask is."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    for each in reversed(missing):
+        each.mkdir(exist_ok=True)
+        each.chmod(0o755)
 
 
 def _remove_stale(path: Path) -> None:

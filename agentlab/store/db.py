@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agentlab.errors import Unavailable
-from agentlab.store.migrate import migrate
+from agentlab.store.migrate import make_private, migrate
 
 _BUSY_MS = 10_000
 _IDLE_READERS = 16
@@ -37,6 +37,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        _keep_private(path)
         self._writer = _connect(path)
         self._write_lock = threading.Lock()
         self._readers: list[sqlite3.Connection] = []  # those that nobody reads with now
@@ -120,6 +121,15 @@ class Store:
             self._readers.pop().close()
         with self._write_lock:
             self._writer.close()
+
+
+def _keep_private(path: Path) -> None:
+    """The file and what SQLite lays beside it are its owner's alone: the key is in there."""
+    make_private(path)
+    for suffix in ("-wal", "-shm"):
+        beside = path.with_name(path.name + suffix)
+        with contextlib.suppress(FileNotFoundError):
+            beside.chmod(0o600)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -47,7 +47,17 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
             raise
 
 
+def make_private(path: Path) -> None:
+    """A file that only its owner may read, made when it is not there.
+
+    What SQLite then lays beside it has the same mode.
+    """
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+
+
 def _backup(connection: sqlite3.Connection, target: Path) -> None:
+    make_private(target)
     copy = sqlite3.connect(target)
     try:
         connection.backup(copy)

@@ -119,7 +119,8 @@ def build_template(
 
 def _make_image(work: Path, rootfs: Path, runner: bytes) -> None:
     root, raw = work / "root", work / "raw"
-    root.mkdir(mode=0o755)
+    root.mkdir()
+    root.chmod(0o755)
     run.run(["tar", "--numeric-owner", "--xattrs", "-xpf", rootfs, "-C", root], timeout=600)
     for name, content in recipe.tree():
         _put(root / name, content, 0o644)
@@ -139,7 +140,9 @@ def _make_image(work: Path, rootfs: Path, runner: bytes) -> None:
 
 
 def _put(path: Path, content: bytes, mode: int) -> None:
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    for folder in reversed([each for each in path.parents if not each.exists()]):
+        folder.mkdir()
+        folder.chmod(0o755)  # the guest's, whatever our own umask is
     path.write_bytes(content)
     path.chmod(mode)
 
