@@ -30,19 +30,6 @@ ONCE = 'echo ran >> "$AGENTLAB_ARTIFACTS_DIR/runs"; echo more >> README'
 
 
 @pytest.fixture(scope="module")
-def table(request: pytest.FixtureRequest) -> Iterator[Table]:
-    """What became of each case; printed when all are done."""
-    rows: Table = {}
-    yield rows
-    write = request.config.get_terminal_writer().line
-    write()
-    write("| path | step | killed before | killed after |")
-    write("| --- | --- | --- | --- |")
-    for (path, step), cells in rows.items():
-        write(f"| {path} | {step} | {cells.get('before', '')} | {cells.get('after', '')} |")
-
-
-@pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with laboratory() as made:
         made.profile("once", ONCE)
