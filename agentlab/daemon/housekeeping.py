@@ -6,7 +6,7 @@ import logging
 import threading
 
 from agentlab import clock
-from agentlab.control import fence_watch, retention
+from agentlab.control import deadlines, fence_watch, retention
 from agentlab.control.loop import Loop
 from agentlab.daemon.context import Daemon
 from agentlab.daemon.job_files import INCOMING, sweep_parts
@@ -24,9 +24,11 @@ class Housekeeping:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         world = daemon.world
-        self._retention = Loop(
-            "retention", lambda: retention.sweep(world, clock.now()), every=retention.EVERY
-        )
+        ends = deadlines.Deadlines(world, daemon.runner)
+        self._loops = [
+            Loop("retention", lambda: retention.sweep(world, clock.now()), every=retention.EVERY),
+            Loop("deadlines", ends.check, every=deadlines.EVERY),
+        ]
         self._watch = Loop("fence", lambda: fence_watch.check(world), every=fence_watch.EVERY)
         self._lock = threading.Lock()
         self._engine_runs = False
@@ -37,8 +39,8 @@ class Housekeeping:
 
     def stop(self, timeout: float) -> None:
         """Begins nothing more; steps under way have `timeout` seconds and are done again later."""
-        self._retention.stop()
-        self._watch.stop()
+        for loop in (*self._loops, self._watch):
+            loop.stop()
         with self._lock:
             if self._engine_runs:
                 self._daemon.runner.stop(timeout)
@@ -82,7 +84,8 @@ class Housekeeping:
             self._engine_runs = True
         if count:
             _log.info("going on with %d unfinished operations", count)
-        self._retention.start()
+        for loop in self._loops:
+            loop.start()
         return True
 
     def _sweep(self) -> None:
