@@ -190,7 +190,7 @@ def test_an_idle_daemon_is_small(process: Process) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("colour: red\n", "unknown setting colour"),
+        ("colour: red\n", "unknown key colour"),
         ("socket: /" + "x" * 200 + "\n", "invalid socket path"),
         ("data_dir: /proc/none\n", "/proc/none"),
     ],
