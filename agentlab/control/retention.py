@@ -24,7 +24,7 @@ class Swept:
 
 
 def sweep(world: World, now: float) -> Swept:
-    """Files go before the records that name them, so that a sweep cut off is done again."""
+    """Files go before the records that name them are gone, so that a sweep cut off is done again."""
     cutoff = now - world.config.retention_days * 86400
     with world.store.read() as tx:
         old = jobs.finished_before(tx, cutoff)
@@ -33,15 +33,21 @@ def sweep(world: World, now: float) -> Swept:
         shutil.rmtree(world.job_dir(job), ignore_errors=True)
         with world.store.write() as tx:
             jobs.forget(tx, job)
-    for bundle in idle:
-        (world.config.bundle_dir / f"{bundle}.bundle").unlink(missing_ok=True)
-        with world.store.write() as tx:
-            jobs.forget_bundle(tx, bundle)
+    bundles = sum(_forget_bundle(world, each, now - _BUNDLE_REST) for each in idle)
     with world.store.write() as tx:
         return Swept(
             jobs=len(old),
             sandboxes=sandboxes.forget_before(tx, cutoff),
             operations=operations.forget_before(tx, cutoff),
             events=events.delete_before(tx, cutoff),
-            bundles=len(idle),
+            bundles=bundles,
         )
+
+
+def _forget_bundle(world: World, bundle: str, before: float) -> bool:
+    """False for one that was sent again, or taken by a new job, since it was seen idle."""
+    with world.store.write() as tx:
+        idle = jobs.forget_idle_bundle(tx, bundle, before)
+        if idle:
+            (world.config.bundle_dir / f"{bundle}.bundle").unlink(missing_ok=True)
+        return idle

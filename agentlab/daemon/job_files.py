@@ -40,7 +40,7 @@ def check_name(name: str) -> str:
     if len(segments) > _MAX_DEPTH or len(name.encode()) > _MAX_NAME:
         raise Invalid("cannot take the file: its name is too long or too deep")
     # a dot further down is a file that a task wanted to hand back
-    if name in RESERVED or name.startswith("."):
+    if segments[0] in RESERVED or name.startswith("."):
         raise Invalid(f"cannot take the file: {name} is a name of ours")
     return name
 

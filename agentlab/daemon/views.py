@@ -29,6 +29,7 @@ def job_view(daemon: Daemon, tx: Tx, job: Job, *, brief: bool = False) -> m.JobV
         id=job.id,
         state=job.state.value,
         final=JOB.final(job.state),
+        settled=JOB.final(job.state) and job.settled,
         profile=job.spec.profile,
         task=job.spec.task,
         repo=_PASSWORD.sub(r"\1:***@", repo.url) or f"bundle {repo.bundle[:12]}",

@@ -14,7 +14,8 @@ from agentlab.store import events
 from agentlab.store.db import Tx
 
 _SELECT = (
-    "SELECT job.*, coalesce(operation.waits_for, '') AS waits_for"
+    "SELECT job.*, coalesce(operation.waits_for, '') AS waits_for,"
+    " coalesce(operation.state NOT IN ('doing', 'undoing'), 1) AS settled"
     " FROM job LEFT JOIN operation ON operation.id = job.operation"
 )
 
@@ -64,6 +65,13 @@ def newest(tx: Tx, *, state: str = "", limit: int = 100) -> list[Job]:
     else:
         rows = tx.execute(f"{_SELECT} ORDER BY job.created DESC LIMIT ?", (limit,))
     return [_job(row) for row in rows]
+
+
+def unfinished(tx: Tx) -> list[Job]:
+    """All jobs that are not in a final state."""
+    live = [state for state in JOB.states if not JOB.final(state)]
+    marks = ", ".join("?" * len(live))
+    return [_job(row) for row in tx.execute(f"{_SELECT} WHERE job.state IN ({marks})", live)]
 
 
 def count_by_state(tx: Tx) -> dict[str, int]:
@@ -153,8 +161,15 @@ def idle_bundles(tx: Tx, before: float) -> list[str]:
     return [row["sha256"] for row in rows]
 
 
-def forget_bundle(tx: Tx, sha256: str) -> None:
-    tx.execute("DELETE FROM bundle WHERE sha256 = ?", (sha256,))
+def forget_idle_bundle(tx: Tx, sha256: str, before: float) -> bool:
+    """Deletes a bundle's record; False when it is idle no longer, and stays."""
+    deleted = tx.execute(
+        "DELETE FROM bundle WHERE sha256 = ? AND created < ? AND sha256 NOT IN"
+        " (SELECT json_extract(spec, '$.repo.bundle') FROM job"
+        "  WHERE state IN ('QUEUED', 'PROVISIONING', 'RUNNING'))",
+        (sha256, before),
+    )
+    return deleted.rowcount == 1
 
 
 def finished_before(tx: Tx, at: float, limit: int = 500) -> list[str]:
@@ -186,5 +201,6 @@ def _job(row: sqlite3.Row) -> Job:
         deadline=row["deadline"],
         reason=row["reason"],
         waits_for=row["waits_for"],
+        settled=bool(row["settled"]),
         report=None if row["report"] is None else json.loads(row["report"]),
     )

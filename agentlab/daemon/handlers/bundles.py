@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from agentlab.api import messages as m
 from agentlab.api.table import MAX_BUNDLE, Raw
@@ -12,6 +13,7 @@ from agentlab.daemon.job_files import Part, disk_errors, open_dir
 from agentlab.daemon.router import Request
 from agentlab.errors import Invalid, TooLarge
 from agentlab.store import jobs
+from agentlab.store.db import Store
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _FORMAT = re.compile(rb"# v[23] git bundle\n")  # gitformat-bundle(5)
@@ -28,14 +30,10 @@ def put(daemon: Daemon, request: Request[Raw]) -> m.BundleView:
         )
     folder, store = daemon.world.config.bundle_dir, daemon.world.store
     path = folder / f"{sha256}.bundle"
-    with store.read() as tx:
-        known = jobs.has_bundle(tx, sha256)
-    if known and path.is_file():
-        size = path.stat().st_size
+    size = _used_again(store, path, sha256)
+    if size is not None:
         for _ in body.blocks():
             pass
-        with store.write() as tx:  # used again: kept for as long as a new one
-            jobs.put_bundle(tx, sha256, size)
         return m.BundleView(sha256, size)
     with disk_errors("the bundle"), open_dir(folder) as fd, Part(fd, daemon.boot) as part:
         _receive(part, body, sha256)
@@ -43,6 +41,16 @@ def put(daemon: Daemon, request: Request[Raw]) -> m.BundleView:
             part.keep(fd, path.name)
             jobs.put_bundle(tx, sha256, body.size)
     return m.BundleView(sha256, body.size)
+
+
+def _used_again(store: Store, path: Path, sha256: str) -> int | None:
+    """The size of a bundle that is there, and is now kept for as long as a new one; else None."""
+    with store.write() as tx:  # in one transaction: retention removes it in one, too
+        if not jobs.has_bundle(tx, sha256) or not path.is_file():
+            return None
+        size = path.stat().st_size
+        jobs.put_bundle(tx, sha256, size)
+        return size
 
 
 def _receive(part: Part, body: Body, sha256: str) -> None:

@@ -10,7 +10,7 @@ from agentlab.clock import Deadline
 from agentlab.daemon.context import Daemon
 from agentlab.daemon.exchange import Answer, raw
 from agentlab.daemon.router import Request
-from agentlab.errors import Invalid
+from agentlab.errors import Conflict, Invalid
 from agentlab.model.job import JOB
 from agentlab.store import jobs
 
@@ -40,10 +40,14 @@ def _content(daemon: Daemon, job: str, offset: int) -> tuple[bytes, int]:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         size, content = 0, b""
+    except OSError as error:
+        raise Conflict(f"cannot read the log of job {job}: {error.strerror}") from error
     else:
         try:
             size = os.fstat(fd).st_size
             content = os.pread(fd, min(_MOST, max(0, size - offset)), offset)
+        except OSError as error:
+            raise Conflict(f"cannot read the log of job {job}: {error.strerror}") from error
         finally:
             os.close(fd)
     if offset > size:

@@ -142,7 +142,8 @@ def test_good_names(bench: Bench, name: str) -> None:
     [
         "../../x", "%2e%2e/%2e%2e/x", "files/../../x", "..", ".", "a//b", "/etc/x", "a/", "",
         "a/./b", "a%2fb", "..%2f..%2fx", "%00", "a%00b", "a%0ab", "%ff%fe", "%", "%zz",
-        ".incoming/x", ".incoming", ".x", "agent.log", "report.json", "a" * 256, "a/" * 30 + "x",
+        ".incoming/x", ".incoming", ".x", "agent.log", "report.json", "agent.log/x", "report.json/x",
+        "a" * 256, "a/" * 30 + "x",
         "%e2%80%ae", "%1b[31m", "/".join(["a" * 200] * 8),
     ],
 )  # fmt: skip
@@ -392,3 +393,16 @@ def test_half_received_files_of_an_earlier_process_are_swept_up(tmp_path: Path) 
         (tmp_path / name).write_text("x")
     assert sweep_parts(tmp_path, "now") == 1
     assert {each.name for each in tmp_path.iterdir()} == {".incoming-now-1", "kept"}
+
+
+def test_a_log_that_is_no_file_is_told_so(bench: Bench, tmp_path: Path) -> None:
+    guest = bench.running().claimed()
+    path = f"/v1/jobs/{guest.job.id}/log"
+    (guest.folder / "agent.log").mkdir(parents=True)
+    (guest.folder / "agent.log" / "x").touch()
+    reply = bench.ask("GET", path)
+    assert (reply.status, "cannot read the log" in reply.error) == (409, True)
+    (guest.folder / "agent.log" / "x").unlink()
+    (guest.folder / "agent.log").rmdir()
+    (guest.folder / "agent.log").symlink_to(tmp_path / "config.yaml")
+    assert bench.ask("GET", path).status == 409

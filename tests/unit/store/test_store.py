@@ -31,6 +31,7 @@ def _job(identity: str = "j1") -> Job:
     return Job(
         id=identity, state=JobState.QUEUED, spec=JobSpec(Repo(url="https://x/y"), "t", "demo"),
         vmid=0, operation="op", created=1.0, changed=1.0, deadline=9.0, reason="", waits_for="",
+        settled=False,
         report=None,
     )  # fmt: skip
 
