@@ -69,6 +69,7 @@ for path in ("/run/agentlab/identity.json", "/run/agentlab/bootstrap.json", "/ru
 PY
 """
 FILL = 'dd if=/dev/zero of=big bs=1M 2>/dev/null; echo full; echo kept > "$AGENTLAB_ARTIFACTS_DIR/kept"; exit 5'
+SHORT = {"ttl": "3m", "handback": "2m"}
 TABLE = {
     "work": (WORK, {}),
     "exits": ("echo partial > out.txt; echo bye; exit 3", {}),
@@ -78,10 +79,12 @@ TABLE = {
     "forks": ("(setsid sleep 1000 >/dev/null 2>&1 &) ; setsid sleep 1000 & echo left", {}),
     "stubborn": (
         "trap '' TERM; echo begun > begun.txt; while :; do sleep 1; done",
-        {"ttl": "2m", "handback": "60s"},
+        SHORT,
     ),
     "fills": (FILL, {"ttl": "10m"}),
     "hostile": (HOSTILE, {}),
+    "bomb": ("echo begun > begun.txt; f() { f & f & sleep 5; }; f", SHORT),
+    "greedy": ("echo begun > begun.txt; python3 -c 'x = []\nwhile 1: x += [bytes(1 << 20)]'", SHORT),
 }  # fmt: skip
 
 
@@ -233,6 +236,14 @@ def test_an_agent_that_ignores_sigterm_times_out_with_its_work(ended: dict[str, 
     assert end.job["state"] == "TIMEOUT"
     assert end.report["signal"] == 9
     assert (end.files / "untracked.tar.gz").exists()
+
+
+@pytest.mark.parametrize("name", ["bomb", "greedy"])
+def test_a_guest_without_processes_or_memory_still_hands_back(
+    ended: dict[str, Ended], name: str
+) -> None:
+    assert ended[name].report["stage"] in {"agent", "done"}, ended[name].report
+    assert (ended[name].files / "untracked.tar.gz").exists()
 
 
 def test_a_full_disk_still_gives_a_report(ended: dict[str, Ended]) -> None:
