@@ -19,7 +19,7 @@ from agentlab.daemon.server import UnixListener
 from agentlab.daemon.wire import Pace
 from agentlab.engine.runner import Runner
 from agentlab.model.event import Event
-from agentlab.model.job import Job, JobSpec, JobState, Repo
+from agentlab.model.job import JOB, Job, JobSpec, JobState, Repo
 from agentlab.network.settings import Member
 from agentlab.operations import kinds, requests
 from agentlab.operations.context import World
@@ -160,12 +160,13 @@ class Bench:
         return Guest(self, job, address, self.world.token(job.id).reveal())
 
     def until(self, job: Job, *states: JobState) -> Job:
+        """The job in one of these states; in a final one, when its operation is over, too."""
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             seen = self.store.commits
             with self.store.read() as tx:
                 found = jobs.get(tx, job.id)
-            if found.state in states:
+            if found.state in states and (found.settled or not JOB.final(found.state)):
                 return found
             self.store.wait(seen, 0.2)
         raise AssertionError(f"{found} is not in {states}")
