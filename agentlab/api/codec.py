@@ -25,6 +25,11 @@ def limit(most: int, **kwargs: Any) -> Any:
     return dataclasses.field(metadata={"max": most}, **kwargs)
 
 
+def at_most(entries: int) -> Mapping[str, int]:
+    """The metadata of a dataclass field whose list may have so many entries."""
+    return {"entries": entries}
+
+
 def parse_document(body: bytes) -> object:
     """A JSON document from bytes; Invalid says where it is broken."""
     try:
@@ -156,6 +161,7 @@ def _read_object(kind: Any, value: object, path: str, strict: bool, depth: int) 
     found = {}
     for name, each in fields.items():
         if name in value:
+            _check_length(each, value[name], _join(path, name))
             most = each.metadata.get("max", MAX_TEXT)
             found[name] = _read(
                 _hints(kind)[name], value[name], _join(path, name), most, strict, depth + 1
@@ -163,3 +169,10 @@ def _read_object(kind: Any, value: object, path: str, strict: bool, depth: int) 
         elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
             raise _bad(_join(path, name), "is missing")
     return kind(**found)
+
+
+def _check_length(field: dataclasses.Field[Any], value: object, path: str) -> None:
+    """Before anything is built of it: a small text can be a list of very many empty things."""
+    most = field.metadata.get("entries")
+    if most is not None and isinstance(value, list) and len(value) > most:
+        raise _bad(path, f"has more than {most} entries")

@@ -89,12 +89,16 @@ class Body:
 
     def whole(self, most: int) -> bytes:
         """All of it; TooLarge, and nothing read, when that is more than `most` bytes."""
+        self.check_size(most)
+        return b"".join(self.blocks())
+
+    def check_size(self, most: int) -> None:
+        """TooLarge when it is more than `most` bytes; none of it needs to have come."""
         if self.size > most:
             raise TooLarge(
                 f"the document is too large: {self.size} bytes, and at most {most} are taken",
                 details={"size": self.size, "most": most},
             )
-        return b"".join(self.blocks())
 
     def blocks(self) -> Iterator[bytes]:
         """What is left of it, in pieces of at most BLOCK bytes."""

@@ -21,7 +21,7 @@ from agentlab.daemon.guest_session import Closed, Ended, OtherJob, Session
 from agentlab.daemon.guest_uploads import Elsewhere, Uploads, append_log
 from agentlab.daemon.rate import Rate
 from agentlab.daemon.refusals import Refusals
-from agentlab.daemon.router import Request, Router, read_request
+from agentlab.daemon.router import Match, Request, Router, read_request
 from agentlab.errors import AgentLabError, Invalid, NotFound, TooMany
 from agentlab.model.job import JOB
 from agentlab.store import events
@@ -90,6 +90,7 @@ class GuestSite:
         self._refusals = Refusals(daemon.world.store)
         self._stages = Stages()
         self._uploads = Uploads()
+        self._reports = guest_report.Turns()
         self._handlers: Mapping[str, Callable[[Session, Request[Any]], object]] = {
             "bundle": self._bundle,
             "heartbeat": self._heartbeat,
@@ -113,17 +114,22 @@ class GuestSite:
             job = session.job.id
             if session.job.report is not None and match.endpoint.name != "report":
                 raise Ended(f"job {job} has reported its end, and takes nothing more")
-            most = _MAX_DOCUMENT
-            if match.endpoint.name == "report":
-                most = guest_report.MAX_REPORT
-            request = read_request(match, incoming, most, strict=False)
-            found = self._handlers[match.endpoint.name](session, request)
+            found = self._answer(session, match, incoming)
         except Elsewhere:
             raise
         except AgentLabError as error:
             self._note(address, error, job)
             raise
         return found if isinstance(found, Answer) else Answer(200, render_document(found))
+
+    def _answer(self, session: Session, match: Match, incoming: Incoming) -> object:
+        handler = self._handlers[match.endpoint.name]
+        if match.endpoint.name != "report":
+            return handler(session, read_request(match, incoming, _MAX_DOCUMENT, strict=False))
+        most = guest_report.MAX_REPORT
+        incoming.body.check_size(most)
+        with self._reports.one(session.job.id):
+            return handler(session, read_request(match, incoming, most, strict=False))
 
     def refused(self, peer: Peer, error: AgentLabError) -> None:
         self._note(peer.address, error, "")

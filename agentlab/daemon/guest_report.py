@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import cast
 
-from agentlab.api.codec import limit, to_plain
+from agentlab.api.codec import at_most, limit, to_plain
 from agentlab.daemon.context import Daemon
 from agentlab.daemon.guest_session import Ended, Session, current_job
 from agentlab.daemon.job_files import INCOMING, REPORT, Part, disk_errors, open_job_dir, open_parent
-from agentlab.errors import Invalid
+from agentlab.errors import Invalid, TooMany
 from agentlab.store import events, jobs
 
 MAX_REPORT = 1 << 20  # bytes: it lists every artifact, and there may be a thousand
+# An honest entry has a sha256 and takes over 100 bytes, so that MAX_REPORT is what it meets first.
+_MAX_ARTIFACTS = 10_000
+_MAX_MISSING = 1000  # the runner stops at 201
 _MAX_NUMBER = 1 << 53
 _MAX_TEXT = 500
 
@@ -60,8 +65,29 @@ class Report:
     commit_after: str | None = limit(64, default=None)
     log_bytes: int = 0
     log_truncated: bool = False
-    artifacts: list[Handed] = field(default_factory=list)
-    missing: list[Missing] = field(default_factory=list)
+    artifacts: list[Handed] = field(default_factory=list, metadata=at_most(_MAX_ARTIFACTS))
+    missing: list[Missing] = field(default_factory=list, metadata=at_most(_MAX_MISSING))
+
+
+class Turns:
+    """One report of a job at a time: each takes much more memory than its size."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._at_work: set[str] = set()
+
+    @contextlib.contextmanager
+    def one(self, job: str) -> Iterator[None]:
+        """TooMany, which is worth a retry, when another is under way."""
+        with self._lock:
+            if job in self._at_work:
+                raise TooMany("another report of this job is being taken")
+            self._at_work.add(job)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._at_work.discard(job)
 
 
 def plain_report(report: Report) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -20,6 +21,9 @@ _BROKEN = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
 _MAX_PARAMETERS = 20
+# A document of nothing but `{},` takes thirty times its size while it is read: one at a time.
+_LARGE = 64 * 1024  # bytes
+_one_large = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,4 +163,7 @@ def _document(kind: type[Req], body: Body, most: int, strict: bool) -> Req:
     content = body.whole(most)
     if not content and kind is m.Nothing:
         return kind()
-    return from_plain(kind, parse_document(content), strict=strict)
+    if len(content) <= _LARGE:
+        return from_plain(kind, parse_document(content), strict=strict)
+    with _one_large:
+        return from_plain(kind, parse_document(content), strict=strict)

@@ -17,14 +17,11 @@ from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
 
 _log = logging.getLogger(__name__)
-_PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/@]*@")
+_CREDENTIALS = re.compile(r"(?<=://)[^/]*@")  # a token may stand in a user's place
 
 
-def job_view(daemon: Daemon, tx: Tx, job: Job, *, brief: bool = False) -> m.JobView:
-    """A job; `brief`, for lists, leaves out what its report says of single files."""
-    repo, report = job.spec.repo, job.report
-    if report is not None and brief:
-        report = {key: each for key, each in report.items() if key not in ("artifacts", "missing")}
+def job_view(daemon: Daemon, tx: Tx, job: Job) -> m.JobView:
+    repo = job.spec.repo
     return m.JobView(
         id=job.id,
         state=job.state.value,
@@ -32,7 +29,7 @@ def job_view(daemon: Daemon, tx: Tx, job: Job, *, brief: bool = False) -> m.JobV
         settled=JOB.final(job.state) and job.settled,
         profile=job.spec.profile,
         task=job.spec.task,
-        repo=_PASSWORD.sub(r"\1:***@", repo.url) or f"bundle {repo.bundle[:12]}",
+        repo=_CREDENTIALS.sub("***@", repo.url) or f"bundle {repo.bundle[:12]}",
         ref=repo.ref,
         vmid=job.vmid,
         address=_address(tx, job),
@@ -44,7 +41,7 @@ def job_view(daemon: Daemon, tx: Tx, job: Job, *, brief: bool = False) -> m.JobV
         waits_for=job.waits_for,
         artifact_dir=str(daemon.world.job_dir(job.id)),
         labels=job.spec.labels,
-        report=report,
+        report=job.report,
     )
 
 

@@ -52,7 +52,7 @@ def newest(daemon: Daemon, request: Request[m.Nothing]) -> m.JobList:
     limit = request.number("limit", 100, most=_MAX_LIST)
     with daemon.world.store.read() as tx:
         found = jobs.newest(tx, state=state, limit=limit)
-        return m.JobList([job_view(daemon, tx, job, brief=True) for job in found])
+        return m.JobList([job_view(daemon, tx, job) for job in found])
 
 
 def show(daemon: Daemon, request: Request[m.Nothing]) -> m.JobView:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import typing
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentlab.api import messages as m
-from agentlab.api.codec import from_plain, parse_document, render_document, to_plain
+from agentlab.api.codec import at_most, from_plain, parse_document, render_document, to_plain
 from agentlab.api.table import ENDPOINTS, Raw
 from agentlab.errors import Invalid
 
@@ -146,3 +147,14 @@ def test_whole_numbers_are_times_too() -> None:
 def test_table_names_are_unique_and_paths_distinct() -> None:
     assert len({each.name for each in ENDPOINTS}) == len(ENDPOINTS)
     assert len({(each.method, each.path) for each in ENDPOINTS}) == len(ENDPOINTS)
+
+
+def test_a_list_may_have_a_limit() -> None:
+    @dataclasses.dataclass
+    class Basket:
+        eggs: list[str] = dataclasses.field(default_factory=list, metadata=at_most(2))
+
+    assert from_plain(Basket, {"eggs": ["a", "b"]}).eggs == ["a", "b"]
+    for eggs in (["a", "b", "c"], [None] * 3):  # counted before anything is looked at
+        with pytest.raises(Invalid, match="eggs: has more than 2 entries"):
+            from_plain(Basket, {"eggs": eggs})

@@ -303,6 +303,42 @@ def test_a_report_of_a_thousand_files_is_taken(bench: Bench) -> None:
     assert guest.report(message=" " * (2 << 20)).status == 413
 
 
+def test_the_longest_honest_report_is_taken_and_longer_lists_are_not(bench: Bench) -> None:
+    guest = bench.running().claimed()
+    for name, most in (("artifacts", 10_000), ("missing", 1000)):
+        reply = guest.report(**{name: [{"name": ""}] * (most + 1)})
+        assert (reply.status, reply.error) == (400, f"{name}: has more than {most} entries")
+    files = [{"name": f"files/{n}", "size": 9, "sha256": "a" * 64} for n in range(9000)]
+    missing = [{"name": f"x{n}", "reason": "gone"} for n in range(201)]
+    assert guest.report(artifacts=files, missing=missing).status == 200
+    # lists of jobs do without; a job by itself has them
+    (listed,) = bench.ask("GET", "/v1/jobs").document["jobs"]  # type: ignore[misc]  # a list of one
+    assert listed["report"].keys() == REPORT.keys() - {"artifacts", "missing"}
+    shown = bench.ask("GET", f"/v1/jobs/{guest.job.id}").document["report"]
+    assert len(shown["artifacts"]) == 9000  # type: ignore[index]  # a report
+    with bench.store.read() as tx:
+        (job,) = jobs.newest(tx, state=jobs.get(tx, guest.job.id).state)
+    assert job.report == listed["report"]
+
+
+def test_one_report_of_a_job_at_a_time(bench: Bench) -> None:
+    guest, other = bench.running().claimed(), bench.running().claimed()
+    body = json.dumps(REPORT).encode()
+    headers = {"Authorization": f"Bearer {guest.session}"}
+    first = bench.guest_wire(guest.address)
+    whole = request("POST", f"/guest/v1/jobs/{guest.job.id}/report", body, headers)
+    first.send(whole[:-9])
+    until = time.monotonic() + 5
+    while not bench.guests.site._reports._at_work:  # type: ignore[attr-defined]  # to begin second
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert guest.report().status == 429
+    assert guest.report(message=" " * (2 << 20)).status == 413
+    assert other.report().status == 200
+    assert first.send(whole[-9:]).reply().status == 200
+    assert guest.report().status in (200, 403)  # 403 once its session is over
+
+
 def test_the_bundle_comes_back(bench: Bench) -> None:
     name = sha256(BUNDLE)
     bench.ask("PUT", f"/v1/bundles/{name}", body=BUNDLE)
