@@ -19,6 +19,7 @@ from agentlab.daemon.job_files import (
     Part,
     append,
     check_name,
+    check_room,
     disk_errors,
     open_job_dir,
     open_parent,
@@ -45,6 +46,7 @@ def append_log(daemon: Daemon, session: Session, body: Body, offset: int) -> dic
     if offset + len(content) > most:
         raise TooLarge(f"cannot take the log: past its limit of {most} bytes")
     artifact_dir = daemon.world.config.artifact_dir
+    check_room(artifact_dir, len(content), "the log")
     with (
         disk_errors("the log"),
         open_job_dir(artifact_dir, session.job.id) as folder,
@@ -104,6 +106,9 @@ class Uploads:
                 raise TooLarge(
                     f"cannot take the file: past the limit of {limits.artifacts} bytes in sum"
                 )
+            if coming:  # all that is promised already counts, as if none of it had come
+                room = self._coming.total() + coming
+                check_room(daemon.world.config.artifact_dir, room, "the file")
             self._coming[job] += coming
         try:
             yield known

@@ -25,6 +25,7 @@ _MAX_DEPTH = 20
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _IN_THE_WAY = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY)
+FLOOR = 512 << 20  # bytes that stay free, so that the database can always commit
 _SYNC = 64 << 20  # bytes after which they go to disk, so that the last fsync is short
 _numbers = itertools.count(1)
 
@@ -122,6 +123,21 @@ def _write_whole(file: int, content: bytes, size: int) -> None:
     except OSError:
         os.ftruncate(file, size)  # all of it or nothing: the sender sends it again
         raise
+
+
+def check_room(path: Path, size: int, what: str) -> None:
+    """StorageFull when `size` bytes more would leave less than FLOOR of the file system."""
+    try:
+        found = os.statvfs(path)
+    except FileNotFoundError:  # it is made with the first file
+        found = os.statvfs(path.parent)
+    free = found.f_bavail * found.f_frsize
+    if free - size < FLOOR:
+        raise StorageFull(
+            f"cannot keep {what}: the disk is nearly full: {free >> 20} MiB are free, "
+            f"and {FLOOR >> 20} stay so",
+            hint=f"free some space on the file system of {path}",
+        )
 
 
 class Part:

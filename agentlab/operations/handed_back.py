@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from agentlab import clock
+from agentlab.errors import Unavailable
 from agentlab.model.job import Artifact, Job
 
 LOG = "agent.log"
@@ -17,7 +18,20 @@ INCOMING = ".incoming"
 
 
 def measure(job_dir: Path, job: Job, outcome: str, reason: str) -> list[Artifact]:
-    """Log and report as artifacts; a report is written when the guest gave none."""
+    """Log and report as artifacts; a report is written when the guest gave none.
+
+    Unavailable when the disk does not let us, which is worth a retry: room may come.
+    """
+    try:
+        return _measure(job_dir, job, outcome, reason)
+    except OSError as error:
+        raise Unavailable(
+            f"cannot keep what job {job.id} handed back: {error.strerror or error}",
+            hint=f"see to the disk of {job_dir.parent}: is it full?",
+        ) from error
+
+
+def _measure(job_dir: Path, job: Job, outcome: str, reason: str) -> list[Artifact]:
     job_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
     shutil.rmtree(job_dir / INCOMING, ignore_errors=True)
     report = job.report or {"status": outcome, "stage": "sandbox", "message": reason}

@@ -9,7 +9,7 @@ from agentlab.api import messages as m
 from agentlab.api.table import MAX_BUNDLE, Raw
 from agentlab.daemon.context import Daemon
 from agentlab.daemon.exchange import Body
-from agentlab.daemon.job_files import Part, disk_errors, open_dir
+from agentlab.daemon.job_files import Part, check_room, disk_errors, open_dir
 from agentlab.daemon.router import Request
 from agentlab.errors import Invalid, TooLarge
 from agentlab.store import jobs
@@ -35,6 +35,7 @@ def put(daemon: Daemon, request: Request[Raw]) -> m.BundleView:
         for _ in body.blocks():
             pass
         return m.BundleView(sha256, size)
+    check_room(folder, body.size, "the bundle")
     with disk_errors("the bundle"), open_dir(folder) as fd, Part(fd, daemon.boot) as part:
         _receive(part, body, sha256)
         with store.write() as tx:

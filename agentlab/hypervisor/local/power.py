@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from agentlab.hypervisor.local.seed import write_seed
 from agentlab.hypervisor.local.tap import exists
 from agentlab.hypervisor.local.template import DISK_MIB, TemplateInfo
 
+_log = logging.getLogger(__name__)
 _HALTED = ("paused", "io-error", "watchdog", "guest-panicked", "internal-error", "suspended")
 
 
@@ -119,7 +121,15 @@ def power_off(machine: MachineDir, record: Record) -> Record:
             qemu.execute("quit")
             process.wait_gone(machine.path, record.uuid, 10.0)
         process.kill(machine.path, record.uuid)
-    return record if record.run is None else machine.write(replace(record, run=None))
+    if record.run is None:
+        return record
+    off = replace(record, run=None)
+    try:
+        return machine.write(off)
+    except OSError as error:
+        # No harm: without its process a machine is off, whatever the record says.
+        _log.warning("cannot note that machine %d is off: %s", record.vmid, error.strerror or error)
+        return off
 
 
 def _as(plan: Launch, record: Record, spec: MachineSpec) -> Launch:

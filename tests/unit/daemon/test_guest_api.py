@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from agentlab.daemon import job_files
 from agentlab.daemon.handlers.status import resident
 from agentlab.daemon.job_files import sweep_parts
 from agentlab.model.job import JobSpec, JobState, Repo
@@ -240,6 +241,44 @@ def test_a_full_disk_is_a_clean_no(bench: Bench, monkeypatch: pytest.MonkeyPatch
     assert guest.put("a", b"x").status == 200
     assert guest.log(0, b"x").status == 200
     assert guest.report().status == 200
+
+
+def test_what_is_sent_leaves_room_for_the_database(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest, name = bench.running().claimed(), sha256(BUNDLE)
+    free = job_files.FLOOR + 9
+
+    def nearly_full(_: object) -> os.statvfs_result:
+        blocks = 1 << 30
+        return os.statvfs_result((1, 1, blocks, blocks, free, 1, 1, 1, 0, 255))
+
+    monkeypatch.setattr(os, "statvfs", nearly_full)
+    assert guest.put("a", b"x" * 9).status == 200
+    assert guest.log(0, b"x" * 9).status == 200
+    for reply in (
+        guest.put("b", b"x" * 10),
+        guest.log(9, b"x" * 10),
+        bench.ask("PUT", f"/v1/bundles/{name}", body=BUNDLE),
+    ):
+        assert (reply.status, reply.document["code"]) == (507, "unavailable")
+        assert "nearly full" in reply.error
+    assert guest.put("a", b"x" * 9).status == 200  # there already
+    headers = {"Authorization": f"Bearer {guest.session}", "X-Content-Sha256": sha256(b"x" * 5)}
+    path = f"/guest/v1/jobs/{guest.job.id}/artifacts/c"
+    coming = bench.guest_wire(guest.address).send(request("PUT", path, b"x" * 5, headers)[:-1])
+    until = time.monotonic() + 5
+    while not bench.guests.site._uploads._coming:  # type: ignore[attr-defined]  # to begin second
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert guest.put("d", b"x" * 5).status == 507  # what is on its way counts
+    coming.close()
+    while ".incoming" in str(guest.files()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert guest.files() == {"a", "agent.log"}
+    free = 0
+    assert guest.report().status == 200  # the end of a job is always heard
 
 
 def test_a_report_ends_what_a_guest_can_send(bench: Bench) -> None:
