@@ -14,10 +14,9 @@ EVERY = 30.0
 def check(world: World) -> bool:
     """True when the kernel's rules are those asked for; else they are put in place again."""
     try:
-        world.verify_fence()
+        world.fence.verify()
     except Unavailable as gone:
         _log.warning("the sandboxes' network rules were changed by others, mending: %s", gone)
-        world.fence.ensure()
         world.sync_fence()
         return False
     return True

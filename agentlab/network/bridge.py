@@ -204,8 +204,23 @@ def ensure_taps(settings: NetworkSettings, names: Collection[str]) -> None:
                 f'cannot use {name} as a tap: it does not carry the mark "{settings.mark}"',
                 hint="find out whose it is with `ip -details link show`",
             )
-        elif (found.master, found.up, found.isolated) != (settings.bridge, True, True):
+        elif not _joined(settings, found):
             _batch(_join(settings, name), f"set up tap {name}")
+
+
+def taps_ready(settings: NetworkSettings, names: Collection[str]) -> bool:
+    """Whether `ensure_taps` would have nothing to do."""
+    devices = _devices() if names else {}
+    return all(
+        name in devices
+        and (devices[name].kind, devices[name].alias) == ("tun", settings.mark)
+        and _joined(settings, devices[name])
+        for name in names
+    )
+
+
+def _joined(settings: NetworkSettings, tap: Device) -> bool:
+    return (tap.master, tap.up, tap.isolated) == (settings.bridge, True, True)
 
 
 def _join(settings: NetworkSettings, name: str) -> list[str]:

@@ -25,6 +25,7 @@ class Fence:
         self._lock = threading.Lock()
         self._calls = itertools.count(1)
         self._served = 0
+        self._applied: tuple[Member, ...] | None = None  # what the kernel was last seen to hold
 
     def ensure(self) -> None:
         """Puts up rules that let nobody through, where there are none, and then the bridge.
@@ -53,21 +54,30 @@ class Fence:
             self._served = turn
 
     def _apply(self, members: Sequence[Member]) -> None:
+        """Who leaves is shut out first, whatever there is against letting somebody in."""
         wanted = {member.tap for member in members}
         plan_tables(self._settings, members)  # refuses a wrong list before anything changes
-        bridge.ensure_bridge(self._settings)
         try:
             bridge.remove_taps(self._settings, bridge.taps(self._settings) - wanted)
         finally:  # a tap that will not go is one more reason to shut it out
             nft.apply_ruleset(self._settings, members)
+            self._applied = tuple(members)
         if any(member.mode is Mode.NAT for member in members):
             bridge.ensure_forwarding()
-        bridge.ensure_taps(self._settings, wanted)
+        if not bridge.taps_ready(self._settings, wanted):
+            bridge.ensure_bridge(self._settings)
+            bridge.ensure_taps(self._settings, wanted)
 
-    def verify(self, read_members: ReadMembers) -> None:
-        """Raises Unavailable when the kernel's rules are not those for the members."""
+    def verify(self, _members: ReadMembers | None = None) -> None:
+        """Raises Unavailable when the kernel's rules are not those that `sync` last put there.
+
+        A list that is newer (`_members`, which callers once gave) does not count: what is only
+        asked for yet is not others' doing.  Before the first `sync` of this process there is
+        nothing to compare with.
+        """
         with self._lock:
-            nft.verify_ruleset(self._settings, read_members())
+            if self._applied is not None:
+                nft.verify_ruleset(self._settings, self._applied)
 
     def taps(self) -> set[str]:
         """The taps on this host that carry our mark."""
@@ -79,3 +89,4 @@ class Fence:
             bridge.remove_taps(self._settings, bridge.taps(self._settings))
             bridge.remove_bridge(self._settings)
             nft.remove_ruleset(self._settings)
+            self._applied = None

@@ -1,0 +1,166 @@
+"""What a turn of the fence does first, and what it compares the kernel with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from agentlab.control import fence_watch
+from agentlab.errors import AgentLabError, Conflict, Unavailable
+from agentlab.network import bridge, nft
+from agentlab.network.fence import Fence
+from agentlab.network.settings import Member, Mode, NetworkSettings
+
+SETTINGS = NetworkSettings(
+    "lab", "vmbr1", IPv4Network("10.77.0.0/16"), IPv4Address("10.77.0.1"), 8844
+)
+
+
+def member(number: int) -> Member:
+    mac, address = f"02:00:00:00:00:{number:02x}", IPv4Address(f"10.77.1.{number}")
+    return Member(1000 + number, f"tap{number}", mac, address, Mode.OFF)
+
+
+A, B, C = member(1), member(2), member(3)
+
+
+@dataclass
+class Host:
+    """A kernel: its devices as ip(8) lists them, and the rules that it has."""
+
+    devices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rules: tuple[Member, ...] = ()
+    refuse: AgentLabError | None = None  # why no rules can be put in place
+
+    def tap(self, name: str) -> None:
+        self.devices[name] = {
+            "ifname": name, "flags": ["UP"], "ifalias": SETTINGS.mark, "master": SETTINGS.bridge,
+            "linkinfo": {"info_kind": "tun", "info_slave_data": {"isolated": True}},
+        }  # fmt: skip
+
+    def neighbour(self) -> None:
+        """Somebody else's device with an address in our subnet."""
+        address = {"family": "inet", "local": "10.77.9.9", "prefixlen": 24}
+        self.devices["eth7"] = {"ifname": "eth7", "addr_info": [address]}
+
+    def batch(self, lines: Sequence[str], what: str) -> None:
+        for line in lines:
+            if line.startswith("link delete dev "):
+                del self.devices[line.split()[-1]]
+            elif line.startswith("link add name "):
+                name = line.split()[3]
+                self.devices[name] = {
+                    "ifname": name, "flags": ["UP"], "ifalias": SETTINGS.mark,
+                    "linkinfo": {"info_kind": "bridge"},
+                }  # fmt: skip
+
+    def apply(self, _: NetworkSettings, members: Sequence[Member]) -> None:
+        if self.refuse is not None:
+            raise self.refuse
+        self.rules = tuple(members)
+
+    def verify(self, _: NetworkSettings, members: Sequence[Member]) -> None:
+        if tuple(members) != self.rules:
+            raise Unavailable("the packet filter is not as asked")
+
+    @property
+    def taps(self) -> set[str]:
+        return {name for name in self.devices if name.startswith("tap")}
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    made = Host()
+    monkeypatch.setattr(
+        bridge, "_devices", lambda: bridge.parse_devices(json.dumps([*made.devices.values()]))
+    )
+    monkeypatch.setattr(bridge, "_batch", made.batch)
+    monkeypatch.setattr(bridge, "_make_tap", lambda _, name: made.tap(name))
+    monkeypatch.setattr(bridge, "_ensure_sysctl", lambda _path, _value: None)
+    monkeypatch.setattr(nft, "apply_ruleset", made.apply)
+    monkeypatch.setattr(nft, "verify_ruleset", made.verify)
+    monkeypatch.setattr(nft, "ensure_ruleset", lambda _: None)
+    return made
+
+
+def these(*members: Member) -> Callable[[], list[Member]]:
+    return lambda: list(members)
+
+
+def test_a_neighbour_in_the_subnet_does_not_keep_anybody_in(host: Host) -> None:
+    fence = Fence(SETTINGS)
+    fence.sync(these(A, B))
+    assert host.taps == {A.tap, B.tap}
+    host.neighbour()
+    fence.sync(these(A))
+    assert (host.taps, host.rules) == ({A.tap}, (A,))
+    with pytest.raises(Conflict, match="cannot use subnet"):
+        fence.sync(these(A, C))
+    assert host.taps == {A.tap}, "nobody is let in beside a neighbour"
+    with pytest.raises(Conflict, match="cannot use subnet"):
+        fence.sync(these(C))
+    assert (host.taps, host.rules) == (set(), (C,)), "who leaves is out all the same"
+    fence.sync(these())
+    assert host.rules == ()
+
+
+def test_a_bridge_that_was_deleted_is_made_again(host: Host) -> None:
+    fence = Fence(SETTINGS)
+    fence.sync(these(A))
+    del host.devices[SETTINGS.bridge]
+    host.devices[A.tap]["master"] = ""  # as the kernel does
+    fence.sync(these(A))
+    assert SETTINGS.bridge in host.devices
+
+
+def test_rules_come_before_a_bridge_and_its_taps(host: Host) -> None:
+    fence = Fence(SETTINGS)
+    host.refuse = Unavailable("cannot fence")
+    with pytest.raises(Unavailable, match="cannot fence"):
+        fence.sync(these(A))
+    assert host.devices == {}
+
+
+def test_what_is_compared_with_is_what_was_applied(host: Host) -> None:
+    fence = Fence(SETTINGS)
+    host.rules = (B,)
+    fence.verify()  # an earlier process put them there: nothing to compare with yet
+    fence.sync(these(A))
+    fence.verify()
+    fence.verify(these(A, B))  # B is in the database and waits for its turn
+    host.refuse = Unavailable("cannot fence")
+    with pytest.raises(Unavailable):
+        fence.sync(these(A, B))
+    fence.verify()
+    host.rules = ()
+    with pytest.raises(Unavailable, match="not as asked"):
+        fence.verify()
+
+
+def test_the_watch_blames_nobody_for_what_we_do(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = [A]
+    fence = Fence(SETTINGS)
+    world: Any = SimpleNamespace(
+        fence=fence,
+        sync_fence=lambda: fence.sync(lambda: list(wanted)),
+        verify_fence=lambda: fence.verify(lambda: list(wanted)),
+    )
+    world.sync_fence()
+    wanted.append(B)
+    assert fence_watch.check(world)
+    assert caplog.records == []
+    world.sync_fence()
+    host.rules = ()
+    host.neighbour()  # the rules are put back all the same
+    assert not fence_watch.check(world)
+    assert host.rules == (A, B)
+    assert "changed by others" in caplog.text
+    assert fence_watch.check(world)
