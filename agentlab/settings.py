@@ -38,7 +38,10 @@ PROFILE: dict[str, tuple[object, str]] = {
         "2m",
         "the end of the lease that is kept for handing back; the agent has the rest",
     ),
-    "after": ("destroy", "what becomes of the sandbox: `destroy`, `stop`, or `keep` until its lease ends"),
+    "after": (
+        "destroy",
+        "what becomes of the sandbox: `destroy`, `stop`, or `keep` until its lease ends",
+    ),
     "mode": ("", "a word for the agent, as `AGENTLAB_JOB_MODE`"),
     "agent.command": ("", "`claude`, `codex`, `opencode`, or any command, for `/bin/sh -c`"),
     "agent.bubblewrap": (False, "wrap the agent in bubblewrap as well"),

@@ -75,7 +75,8 @@ class Runner:
         for operation in found:
             self.wake(operation.id)
         for thread in self._threads:
-            thread.start()
+            if thread.ident is None:  # a start that failed half-way is made again
+                thread.start()
         return len(found)
 
     def stop(self, timeout: float) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from agentlab.guest.agent import Outcome
 from agentlab.guest.job import Job
+
+_MOST = 512 * 1024  # bytes of the list of artifacts: the daemon takes a report of 1 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,17 @@ def judge(outcome: Outcome, job: Job) -> Verdict:
     return Verdict("failed", "agent", f"{ended}: {said}" if said else ended)
 
 
+def _within(entries: list[dict[str, object]], most: int) -> list[dict[str, object]]:
+    """As many as fit into so many bytes; the daemon has seen every file itself."""
+    kept, size = [], 0
+    for entry in entries:
+        size += len(json.dumps(entry)) + 2
+        if size > most:
+            break
+        kept.append(entry)
+    return kept
+
+
 def render_report(verdict: Verdict, facts: Facts, ended: float) -> Mapping[str, object]:
     """The report's document, as the protocol lists it."""
     message = " ".join(verdict.message.split())[:2000]
@@ -80,6 +94,6 @@ def render_report(verdict: Verdict, facts: Facts, ended: float) -> Mapping[str, 
         "commit_after": facts.commit_after,
         "log_bytes": facts.log_bytes,
         "log_truncated": facts.log_truncated,
-        "artifacts": facts.artifacts,
+        "artifacts": _within(facts.artifacts, _MOST),
         "missing": facts.missing,
     }

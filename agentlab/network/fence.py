@@ -68,12 +68,11 @@ class Fence:
             bridge.ensure_bridge(self._settings)
             bridge.ensure_taps(self._settings, wanted)
 
-    def verify(self, _members: ReadMembers | None = None) -> None:
+    def verify(self) -> None:
         """Raises Unavailable when the kernel's rules are not those that `sync` last put there.
 
-        A list that is newer (`_members`, which callers once gave) does not count: what is only
-        asked for yet is not others' doing.  Before the first `sync` of this process there is
-        nothing to compare with.
+        What is only asked for yet does not count: it is not others' doing.  Before the first
+        `sync` of this process there is nothing to compare with.
         """
         with self._lock:
             if self._applied is not None:

@@ -78,10 +78,6 @@ class World:
         """Puts taps and rules for exactly the sandboxes that are fenced in the database."""
         self.fence.sync(self._members)
 
-    def verify_fence(self) -> None:
-        """Unavailable when the kernel's rules are not those that `sync_fence` put in place."""
-        self.fence.verify(self._members)
-
     def _members(self) -> Sequence[Member]:
         with self.store.read() as tx:
             return [

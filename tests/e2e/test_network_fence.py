@@ -498,13 +498,12 @@ def test_kernel_lets_through_just_the_members(world: World) -> None:
 )
 def test_verify_sees_a_change_and_sync_heals_it(world: World, change: str) -> None:
     lab = world.lab
-    read = lambda: list(lab.wanted.values())  # noqa: E731
-    inside(lab.host, lambda: lab.fence.verify(read))
+    inside(lab.host, lab.fence.verify)
     lab.nft(change.replace("TAP", world.a.member.tap) + "\n")
     with pytest.raises(Unavailable, match="not as asked"):
-        inside(lab.host, lambda: lab.fence.verify(read))
+        inside(lab.host, lab.fence.verify)
     lab.sync()
-    inside(lab.host, lambda: lab.fence.verify(read))
+    inside(lab.host, lab.fence.verify)
 
 
 def test_rules_that_cannot_be_put_in_place_leave_no_tap(

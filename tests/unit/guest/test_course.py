@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import signal
@@ -19,6 +20,7 @@ from agentlab.guest import marker, runner
 from agentlab.guest.account import processes
 from agentlab.guest.bootstrap import Bootstrap
 from agentlab.guest.marker import Marker
+from agentlab.guest.report import Facts, Verdict, render_report
 from agentlab.secret import Secret
 from tests.fakes.guest_daemon import JOB, TOKEN
 from tests.unit.guest.world import World, git
@@ -325,3 +327,9 @@ def _has_user(name: str) -> bool:
 
 def _runs(uid: int) -> bool:
     return any(processes(uid, Path("/proc")))
+
+
+def test_a_report_of_many_files_stays_small_enough_to_be_taken() -> None:
+    names = [{"name": "ü" * 200 + str(n), "size": 1, "sha256": "0" * 64} for n in range(5000)]
+    report = render_report(Verdict("completed", "done", ""), Facts(artifacts=names), 1.0)
+    assert 300_000 < len(json.dumps(report)) < 1 << 20
