@@ -8,11 +8,13 @@ import pwd
 import shlex
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from agentlab.clock import Deadline
 from agentlab.errors import AgentLabError, DeadlineExceeded, Unsupported
 
 _TAIL = 2000  # characters of output that an error message carries
@@ -100,11 +102,20 @@ def run(
     return completed
 
 
-def kill_active() -> None:
-    """Kills every program that `run` waits for on any thread: the last act of a daemon that ends."""
-    for process in list(_active):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+def end_active(grace: float) -> None:
+    """Ends every program that `run` waits for on any thread: the last act of a daemon that ends.
+
+    They are told to end first, since some (mmdebstrap) tidy up then, and killed after `grace`
+    seconds.
+    """
+    active = list(_active)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in active:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        until = Deadline.after(grace)
+        while any(process in _active for process in active) and not until.passed:
+            time.sleep(0.05)
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

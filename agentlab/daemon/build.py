@@ -22,6 +22,8 @@ from agentlab.secret import Secret
 from agentlab.store import settings
 from agentlab.store.db import Store
 
+_PATIENCE = 3.0  # the engine comes back, and its thread is free meanwhile
+
 
 def build_world(config: Config, store: Store) -> World:
     """The installation: its name and its key are made with the database and stay."""
@@ -43,6 +45,7 @@ def build_world(config: Config, store: Store) -> World:
             template_dir=config.template_dir,
             template_key=template_key(runner_file),
             start_mode=cast("Literal['auto', 'cold', 'memory']", config.start),
+            patience=_PATIENCE,
             accelerator=cast("Literal['auto', 'kvm', 'tcg']", config.accelerator),
         ),
         fence=Fence(_network(config, installation)),

@@ -29,6 +29,7 @@ from agentlab.store.db import Store
 from agentlab.store.operations import OperationRow
 
 _log = logging.getLogger(__name__)
+_TIDY = 3.0  # seconds that programs of ours are given to tidy up
 _GRACE = 2.0  # seconds for requests, and for steps, that are under way at the end
 _FILES = 65536  # open files: connections, and readers of the database
 
@@ -167,7 +168,7 @@ def _stop(daemon: Daemon, listeners: list[Listener], housekeeping: Housekeeping)
     for ender in enders:
         ender.start()
     housekeeping.stop(_GRACE)
-    run.kill_active()
+    run.end_active(_TIDY)
     for ender in enders:
         ender.join()
     # a step that is still under way would find a closed database; SQLite needs no closing

@@ -17,7 +17,7 @@ from typing import Literal
 from uuid import uuid4
 
 from agentlab import run
-from agentlab.clock import Deadline
+from agentlab.clock import Deadline, now
 from agentlab.errors import AgentLabError, Unavailable
 from agentlab.hypervisor.local.files import locked, write_durable
 from agentlab.hypervisor.local.process import kill, launch
@@ -29,6 +29,7 @@ SLOWNESS: dict[str, float] = {"kvm": 1.0, "tcg": 8.0}
 
 _KVM = Path("/dev/kvm")
 _DEADLINE = 20.0
+_TRY_AGAIN = 86400.0  # seconds for which a probe that failed is believed
 _CACHE = "accelerator.json"
 # What the initial RAM disk prints first: a program ran, not only the kernel.
 _SIGN = b"Loading, please wait"
@@ -61,11 +62,13 @@ def choose(template_dir: Path, template: TemplateInfo) -> Accelerator:
     with locked(template_dir / f"{_CACHE}.lock", timeout=4 * _DEADLINE, what="the KVM probe"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             kept = json.loads(path.read_bytes())
-            if kept["asked"] == asked:
+            fresh = kept["accelerator"] == "kvm" or now() - float(kept["at"]) < _TRY_AGAIN
+            if kept["asked"] == asked and fresh:
                 return "kvm" if kept["accelerator"] == "kvm" else "tcg"
         begun = time.monotonic()
         chosen: Accelerator = "kvm" if _boots(template) else "tcg"
-        write_durable(path, json.dumps({"asked": asked, "accelerator": chosen}).encode())
+        kept = {"asked": asked, "accelerator": chosen, "at": now()}
+        write_durable(path, json.dumps(kept).encode())
     took = time.monotonic() - begun
     if chosen == "kvm":
         log.info("KVM runs the template's kernel (tried in %.1f s)", took)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import random
 import time
@@ -248,7 +247,7 @@ def _decoded(
     text = answer.get(key, "")
     try:
         return base64.b64decode(text if isinstance(text, str) else "", validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error is one, and so is text that is not ASCII
         raise Unavailable(f"the guest agent gave {key} that is not base64") from error
 
 

@@ -90,10 +90,11 @@ def new_directory(parent: Path, name: str) -> Iterator[Path]:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def sweep(parent: Path, before: Callable[[Path], None] = lambda _: None) -> None:
+def sweep(parent: Path, before: Callable[[Path], None] = lambda _: None, *, ours: str = "") -> None:
     """Removes hidden directories of `new_directory` and `remove_tree` that nobody works on.
 
-    `before` is told of each while it is still there.
+    `before` is told of each while it is still there.  A very young one may not be locked by its
+    maker yet, and stays, unless it is of the name `ours`, which the caller alone may make.
     """
     for path in parent.glob(".*"):
         if path.suffix not in (".new", ".gone") or path.is_symlink():
@@ -104,9 +105,22 @@ def sweep(parent: Path, before: Callable[[Path], None] = lambda _: None) -> None
             continue
         try:
             young = time.time() - os.fstat(descriptor).st_mtime < _YOUNG
+            young = young and not (ours and path.name.startswith(f".{ours}."))
             if not young and try_lock(descriptor):
                 before(path)
                 shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """Has all of a directory on disk before it is given its name."""
+    for each in (*path.rglob("*"), path):
+        if each.is_symlink() or not (each.is_file() or each.is_dir()):
+            continue
+        descriptor = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
         finally:
             os.close(descriptor)
 

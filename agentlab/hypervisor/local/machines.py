@@ -152,6 +152,8 @@ class LocalMachines(Place):
         template = self.template(record.template)
         try:
             return self.memory_snapshot(template, spec.cores, spec.memory)
+        except Busy:
+            raise  # somebody makes it: worth coming back for
         except AgentLabError as error:
             if self.start_mode == "memory":
                 raise

@@ -18,7 +18,13 @@ from agentlab.clock import Deadline, now
 from agentlab.errors import AgentLabError, DeadlineExceeded, Unavailable
 from agentlab.hypervisor.local import images, qmp
 from agentlab.hypervisor.local.agent import Agent
-from agentlab.hypervisor.local.files import locked, new_directory, sweep, sync_directory
+from agentlab.hypervisor.local.files import (
+    locked,
+    new_directory,
+    sweep,
+    sync_directory,
+    sync_tree,
+)
 from agentlab.hypervisor.local.process import Child, kill, last_words, launch, wait_gone
 from agentlab.hypervisor.local.qemu import (
     Boot,
@@ -87,27 +93,30 @@ def template_launch(template: TemplateInfo, accelerator: str, cores: int, memory
     )
 
 
-def ensure_snapshot(template: TemplateInfo, plan: Launch, version: str) -> MemorySnapshot:
+def ensure_snapshot(
+    template: TemplateInfo, plan: Launch, version: str, patience: float
+) -> MemorySnapshot:
     """The snapshot for machines like `plan`, made first when it is not there.
 
-    Many callers at once, in several processes too: one makes it and the others wait.
+    Many callers at once, in several processes too: one makes it and the others wait for at most
+    `patience` seconds, and are told Busy then.
     """
     name = f"memory-{fingerprint(plan, version)}"
     snapshot = MemorySnapshot(template.path / name)
     if snapshot.path.is_dir():
         return snapshot
     lock = template.path / f"{name}.lock"
-    timeout = 2 * _DEADLINE[plan.accelerator]
-    with locked(lock, timeout=timeout, what="the memory snapshot of the template"):
+    with locked(lock, timeout=patience, what="the memory snapshot of the template"):
         if snapshot.path.is_dir():
             return snapshot
         failed = template.path / f"{name}.failed"
         _raise_kept(failed)
-        sweep(template.path, lambda left: kill(left, _maker(left)))
+        sweep(template.path, lambda left: kill(left, _maker(left)), ours=name)
         begun = time.monotonic()
         try:
             with new_directory(template.path, name) as work, temporary_tap(lock) as tap:
                 _make(work, template, replace(plan, tap=tap))
+                sync_tree(work)
                 work.rename(snapshot.path)
                 sync_directory(template.path)
         except AgentLabError as error:

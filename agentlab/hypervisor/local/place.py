@@ -40,6 +40,7 @@ class Place:
     template_key: str
     start_mode: Literal["auto", "cold", "memory"] = "auto"
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
+    patience: float = 600.0  # seconds that a start waits for another one's memory snapshot
 
     def machine(self, vmid: int) -> MachineDir:
         if not self.root.is_dir():
@@ -64,4 +65,4 @@ class Place:
     def memory_snapshot(self, template: TemplateInfo, cores: int, memory: int) -> MemorySnapshot:
         plan = template_launch(template, self.chosen_accelerator(), cores, memory)
         made_by = _version() + (processor() if plan.accelerator == "kvm" else "")
-        return ensure_snapshot(template, plan, made_by)
+        return ensure_snapshot(template, plan, made_by, self.patience)

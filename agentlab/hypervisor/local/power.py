@@ -72,7 +72,8 @@ def power_on_from_memory(
 ) -> None:
     """Starts a machine with the template's memory; only for a disk that nobody has written to."""
     _need_tap(spec)
-    if record.backing != snapshot.name:
+    # also when it is said to be right: a crash may have come between the two
+    if record.movable or record.backing != snapshot.name:
         images.change_backing(machine.path / DISK, snapshot.disk)
         record = machine.write(replace(record, backing=snapshot.name))
     record = machine.write(record.powered("memory"))
@@ -82,13 +83,13 @@ def power_on_from_memory(
     _launch(machine, plan)
     try:
         restore(machine.path, snapshot)
+        if spec.disk > DISK_MIB:
+            with open_qmp(machine.path) as qemu:
+                qemu.execute("block_resize", device="d0", size=spec.disk << 20)
     except AgentLabError:
         process.kill(machine.path, record.uuid)
         raise
     _go(machine, record)
-    if spec.disk > DISK_MIB:
-        with open_qmp(machine.path) as qemu:
-            qemu.execute("block_resize", device="d0", size=spec.disk << 20)
 
 
 def power_on_cold(

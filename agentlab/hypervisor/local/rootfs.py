@@ -14,7 +14,7 @@ from pathlib import Path
 from agentlab import run
 from agentlab.errors import Unsupported
 from agentlab.hypervisor.local import recipe
-from agentlab.hypervisor.local.files import new_directory
+from agentlab.hypervisor.local.files import new_directory, sync_tree
 
 _FORMAT = "1"
 _TIMEOUT = 30 * 60.0
@@ -48,6 +48,7 @@ def ensure_rootfs(template_dir: Path, on_step: Callable[[str], None]) -> Path:
         target = work / "rootfs.tar"
         begun = time.monotonic()
         run.run(_mmdebstrap(hook, target, sources), timeout=_TIMEOUT)
+        sync_tree(work)
         target.rename(path)
         on_step(f"the guest's packages are installed ({time.monotonic() - begun:.0f} s)")
     _prune(template_dir)

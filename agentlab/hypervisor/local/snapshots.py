@@ -47,8 +47,10 @@ class LocalSnapshots(Place):
         with self._stopped(vmid, owner, "roll back") as (machine, record):
             for mark in record.marks:
                 if mark.name == name:
+                    # until it is done, the disk is in no state that anything fits
+                    adrift = machine.write(replace(record, state=f"rollback-{name}"))
                     images.apply_snapshot(machine.path / DISK, name)
-                    machine.write(replace(record, state=mark.state))
+                    machine.write(replace(adrift, state=mark.state))
                     return
             raise NotFound(
                 f"machine {vmid} has no snapshot {name}",

@@ -26,6 +26,7 @@ from agentlab.hypervisor.local.files import (
     remove_tree,
     sweep,
     sync_directory,
+    sync_tree,
     try_lock,
     write_durable,
 )
@@ -110,6 +111,7 @@ def build_template(
             manifest = {"format": _FORMAT, "name": NAME, "key": key, "made": now()}
             write_durable(work / "manifest.json", json.dumps(manifest).encode(), mode=0o644)
             work.chmod(0o755)
+            sync_tree(work)
             work.rename(template_dir / key)
             sync_directory(template_dir)
         on_step(f"the template is ready ({time.monotonic() - begun:.0f} s)")

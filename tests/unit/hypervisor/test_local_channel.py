@@ -6,6 +6,7 @@ import base64
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
@@ -166,3 +167,18 @@ def test_no_line_breaks_the_reader_of_lines(line: bytes) -> None:
         decode(line, "the peer")
     except Unavailable:
         pass
+
+
+def test_a_peer_that_never_falls_silent_has_no_more_time_than_others() -> None:
+    def floods(connection: socket.socket) -> None:
+        try:
+            while True:
+                connection.sendall(b"{}\n" * 100)
+        except OSError:
+            return
+
+    with pair(floods) as channel:
+        begun = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            synchronise(channel, 0.5)
+        assert time.monotonic() - begun < 5
