@@ -81,4 +81,4 @@ class Bench:
             if machine.owner:
                 self.hypervisor.destroy(machine.vmid, owner=machine.owner)
         for tap in self.taps:
-            subprocess.run(["ip", "tuntap", "del", tap, "mode", "tap"], check=False)
+            subprocess.run(["ip", "link", "delete", tap], check=True)

@@ -86,9 +86,13 @@ def find(directory: Path, uuid: str) -> int | None:
 
 
 def kill(directory: Path, uuid: str, *, timeout: float = 10.0) -> None:
-    """Kills that QEMU and waits until it is gone.  None there: returns."""
+    """Kills that QEMU and waits until it is gone, with its open files.  None there: returns."""
     pid = find(directory, uuid)
     if pid is None:
+        # one that somebody else killed has no command line any more, but still its tap
+        deadline = Deadline.after(timeout)
+        while _held(directory) and not deadline.passed:
+            time.sleep(0.01)
         return
     try:
         handle = os.pidfd_open(pid)
