@@ -35,7 +35,8 @@ class Loop:
                 self._act()
                 self._said = ""
             except Exception as error:  # noqa: BLE001  # the next round may do better
-                self._tell(error)
+                if not self._end.is_set():
+                    self._tell(error)
             self._end.wait(self._every)
 
     def _tell(self, error: Exception) -> None:

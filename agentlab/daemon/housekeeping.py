@@ -63,6 +63,8 @@ class Housekeeping:
             world.fence.ensure()
             world.sync_fence()
         except Exception as error:  # noqa: BLE001  # told, and tried again
+            if self._daemon.stopping.is_set():
+                return False  # its program was ended with the daemon
             _complain("the network is not in order", error)
             notify(f"STATUS=waiting for the network: {str(error)[:200]}")
             return False

@@ -263,6 +263,8 @@ class Runner:
 
     def _again(self, operation: OperationRow, step: Step, verb: str, error: Exception) -> float:
         """What cannot be given up is tried again, and says so when the trouble is a new one."""
+        if self._schedule.closed:
+            return 0.0
         attempt, trouble = self._attempts[operation.id], f"{type(error).__name__}: {error}"
         if trouble != attempt.trouble:
             known = isinstance(error, AgentLabError)
