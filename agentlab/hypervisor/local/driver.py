@@ -23,12 +23,12 @@ class LocalHypervisor(LocalMachines, LocalSnapshots, LocalGuest):
         return Capabilities(
             accelerator=accelerator,
             slowness=SLOWNESS[accelerator],
-            memory_start=self.start_mode != "cold",
+            memory_start=self.starts_from_memory(),
         )
 
     def prepare(self, cores: int, memory: int) -> None:
         """Makes the memory snapshot for machines of this size in advance; NotFound, no template."""
-        if self.start_mode != "cold":
+        if self.starts_from_memory():
             self.memory_snapshot(self.template(), cores, memory)
 
 

@@ -147,7 +147,7 @@ class LocalMachines(Place):
 
     def _snapshot_for(self, record: Record, spec: MachineSpec) -> MemorySnapshot | None:
         """The memory snapshot to start from; None when the machine has to boot."""
-        if self.start_mode == "cold" or record.state != "":
+        if record.state != "" or not self.starts_from_memory():
             return None
         template = self.template(record.template)
         try:

@@ -62,6 +62,12 @@ class Place:
         with _probe:
             return _chosen(self.template_dir, template)
 
+    def starts_from_memory(self) -> bool:
+        """Asked for, or left to us where there is no KVM: there a boot is quick enough."""
+        if self.start_mode == "auto":
+            return self.chosen_accelerator() == "tcg"
+        return self.start_mode == "memory"
+
     def memory_snapshot(self, template: TemplateInfo, cores: int, memory: int) -> MemorySnapshot:
         plan = template_launch(template, self.chosen_accelerator(), cores, memory)
         made_by = _version() + (processor() if plan.accelerator == "kvm" else "")

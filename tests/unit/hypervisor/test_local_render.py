@@ -6,12 +6,14 @@ import json
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agentlab.hypervisor.base import MachineSpec, Nic
+from agentlab.hypervisor.local.driver import LocalHypervisor
 from agentlab.hypervisor.local.guest import render_identity
 from agentlab.hypervisor.local.machine_dir import Mark, Record, Run, parse_record, render_record
 from agentlab.hypervisor.local.qemu import Boot, Launch, Memory, fingerprint, render_argv
@@ -180,3 +182,19 @@ def test_only_the_distributions_own_sources_are_taken() -> None:
 def test_the_key_names_the_runner() -> None:
     assert template_key(b"a") == template_key(b"a")
     assert template_key(b"a") != template_key(b"b")
+
+
+@pytest.mark.parametrize(
+    ("start", "accelerator", "memory"),
+    [
+        ("auto", "kvm", False),
+        ("auto", "tcg", True),
+        ("memory", "kvm", True),
+        ("cold", "tcg", False),
+    ],
+)
+def test_the_start_is_from_memory_where_there_is_no_kvm(
+    tmp_path: Path, start: Any, accelerator: Any, memory: bool
+) -> None:
+    driver = LocalHypervisor(tmp_path, tmp_path, "0123", start_mode=start, accelerator=accelerator)
+    assert driver.capabilities.memory_start is memory
