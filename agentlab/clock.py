@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 
 def now() -> float:
     """Seconds since the epoch, UTC; the form in which every record keeps its times."""
     return time.time()
-
-
-def iso(at: float) -> str:
-    """`2026-01-31T12:00:00.123Z` for seconds since the epoch."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True, slots=True)

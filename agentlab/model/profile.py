@@ -7,6 +7,8 @@ from enum import StrEnum
 
 
 class NetworkMode(StrEnum):
+    """What a sandbox may reach beyond the guest listener."""
+
     NAT = "nat"
     ALLOWLIST = "allowlist"
     OFF = "off"

@@ -6,9 +6,10 @@ import itertools
 import threading
 from collections.abc import Callable, Sequence
 
+from agentlab.model.profile import NetworkMode
 from agentlab.network import bridge, nft
 from agentlab.network.rules import plan_tables
-from agentlab.network.settings import Member, Mode, NetworkSettings
+from agentlab.network.settings import Member, NetworkSettings
 
 ReadMembers = Callable[[], Sequence[Member]]
 
@@ -62,7 +63,7 @@ class Fence:
         finally:  # a tap that will not go is one more reason to shut it out
             nft.apply_ruleset(self._settings, members)
             self._applied = tuple(members)
-        if any(member.mode is Mode.NAT for member in members):
+        if any(member.mode is NetworkMode.NAT for member in members):
             bridge.ensure_forwarding()
         if not bridge.taps_ready(self._settings, wanted):
             bridge.ensure_bridge(self._settings)

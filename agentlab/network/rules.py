@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 
 from agentlab.errors import Conflict, Invalid, Unsupported
-from agentlab.network.settings import Member, Mode, NetworkSettings
+from agentlab.model.profile import NetworkMode
+from agentlab.network.settings import Member, NetworkSettings
 
 _VOUCHED = 0x0A9E17AB  # set and cleared on the way from the bridge's port to its inet hooks
 FAMILIES = ("inet", "bridge", "arp")
@@ -63,7 +64,7 @@ class Table:
 
 def _refuse(settings: NetworkSettings, members: Sequence[Member]) -> None:
     for member in members:
-        if member.mode is Mode.ALLOWLIST:
+        if member.mode is NetworkMode.ALLOWLIST:
             raise Unsupported(
                 f"cannot fence sandbox {member.vmid}: network mode allowlist does not exist yet",
                 hint="choose nat or off",
@@ -110,7 +111,7 @@ def as_elements(items: Iterable[IPv4Address | IPv4Network]) -> frozenset[Element
 def _plan_inet(settings: NetworkSettings, members: Sequence[Member]) -> Table:
     """What a guest may send beyond its own port: layer 3, where the kernel tracks flows."""
     bridge = f'"{settings.bridge}"'
-    nat = [member for member in members if member.mode is Mode.NAT]
+    nat = [member for member in members if member.mode is NetworkMode.NAT]
     closed = collapse_addresses((*settings.private, settings.subnet))
     icmp = "icmp type { destination-unreachable, time-exceeded, parameter-problem }"
     return Table(

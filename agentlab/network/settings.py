@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from agentlab.errors import Invalid
+from agentlab.model.profile import NetworkMode
 
 # What a device or table name may hold: safe in nft text, in ip(8) and in a path below /proc/sys.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,14}")
@@ -31,14 +31,6 @@ PRIVATE = tuple(
         "240.0.0.0/4",
     )
 )
-
-
-class Mode(StrEnum):
-    """What a sandbox may reach beyond the guest listener."""
-
-    NAT = "nat"
-    OFF = "off"
-    ALLOWLIST = "allowlist"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +83,7 @@ class Member:
     tap: str
     mac: str  # lower case, with colons, unicast
     address: IPv4Address
-    mode: Mode
+    mode: NetworkMode
 
     def __post_init__(self) -> None:
         if not 0 < self.vmid < 1 << 32:

@@ -13,10 +13,10 @@ from agentlab.config import Config
 from agentlab.errors import AgentLabError, Invalid
 from agentlab.hypervisor.base import Hypervisor
 from agentlab.model.ids import unknown
-from agentlab.model.profile import Profile
+from agentlab.model.profile import NetworkMode, Profile
 from agentlab.model.profile_file import parse_profile
 from agentlab.network.fence import Fence
-from agentlab.network.settings import Member, Mode
+from agentlab.network.settings import Member
 from agentlab.secret import Secret
 from agentlab.store import sandboxes
 from agentlab.store.db import Store
@@ -81,7 +81,7 @@ class World:
     def _members(self) -> Sequence[Member]:
         with self.store.read() as tx:
             return [
-                Member(one.vmid, one.tap, one.mac, one.address, Mode(one.network))
+                Member(one.vmid, one.tap, one.mac, one.address, NetworkMode(one.network))
                 for one in sandboxes.fenced(tx)
             ]
 

@@ -24,9 +24,10 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TypeVar
 
+from agentlab.model.profile import NetworkMode
 from agentlab.network.address import mac_for, tap_name
 from agentlab.network.fence import Fence
-from agentlab.network.settings import Member, Mode, NetworkSettings
+from agentlab.network.settings import Member, NetworkSettings
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
@@ -194,7 +195,7 @@ class Lab:
         shell("ip", "-n", netns, "link", "set", "eth0", "up")
         return netns
 
-    def member(self, number: int, mode: Mode = Mode.NAT) -> Member:
+    def member(self, number: int, mode: NetworkMode = NetworkMode.NAT) -> Member:
         vmid = 1000 + number
         return Member(
             vmid,

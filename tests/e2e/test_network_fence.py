@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from agentlab.errors import AgentLabError, Conflict, Unavailable
+from agentlab.model.profile import NetworkMode
 from agentlab.network import bridge, nft
 from agentlab.network.address import bridge_mac
 from agentlab.network.fence import Fence
-from agentlab.network.settings import Mode
 from agentlab.run import CommandFailed, Completed
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -52,7 +52,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
                     place.write_text(request.param)
 
         inside(lab.host, call_iptables)
-        members = [lab.member(1), lab.member(2), lab.member(3, Mode.OFF)]
+        members = [lab.member(1), lab.member(2), lab.member(3, NetworkMode.OFF)]
         lab.sync(members)
         yield World(
             lab,
@@ -415,7 +415,9 @@ def test_running_connections_end_with_admission(world: World) -> None:
         talk.settimeout(0.7)
         assert talk.recv(16)
     assert [_answers(talk) for talk in talks.values()] == [True, True]
-    lab.sync([dataclasses.replace(world.a.member, mode=Mode.OFF), world.b.member, world.c.member])
+    lab.sync(
+        [dataclasses.replace(world.a.member, mode=NetworkMode.OFF), world.b.member, world.c.member]
+    )
     assert [_answers(talk) for talk in talks.values()] == [True, False]
     inside(lab.host, lambda: nft.apply_ruleset(lab.settings, [world.b.member, world.c.member]))
     assert [_answers(talk) for talk in talks.values()] == [False, False]
@@ -593,9 +595,9 @@ def test_forwarding_is_switched_on_for_the_first_nat_member_only(lab: Lab) -> No
         return inside(lab.host, lambda: Path("/proc/sys/net/ipv4/ip_forward").read_text().strip())
 
     inside(lab.host, lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("0"))
-    lab.sync([lab.member(1, Mode.OFF)])
+    lab.sync([lab.member(1, NetworkMode.OFF)])
     assert forwarding() == "0"
-    lab.sync([lab.member(1, Mode.NAT)])
+    lab.sync([lab.member(1, NetworkMode.NAT)])
     assert forwarding() == "1"
 
 

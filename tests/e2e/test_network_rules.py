@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agentlab.model.profile import NetworkMode
 from agentlab.network import nft
 from agentlab.network.address import mac_for, tap_name
-from agentlab.network.settings import PRIVATE, Member, Mode, NetworkSettings
+from agentlab.network.settings import PRIVATE, Member, NetworkSettings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the module beside this file
 import netlab
@@ -28,7 +29,7 @@ NETS = st.builds(
     st.integers(0, 2**32 - 1),
     st.integers(1, 32),
 )
-MODES = st.sampled_from([Mode.NAT, Mode.OFF])
+MODES = st.sampled_from([NetworkMode.NAT, NetworkMode.OFF])
 VMIDS = st.dictionaries(st.integers(1, 999_999_999), MODES, max_size=8)
 
 
@@ -43,7 +44,7 @@ def netns() -> Iterator[str]:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(vmids=VMIDS, private=st.lists(NETS, max_size=6), port=st.integers(1, 65535))
 def test_kernel_has_what_was_rendered(
-    netns: str, vmids: dict[int, Mode], private: list[IPv4Network], port: int
+    netns: str, vmids: dict[int, NetworkMode], private: list[IPv4Network], port: int
 ) -> None:
     chosen = NetworkSettings(
         "lab", "vmbr1", SUBNET, IPv4Address("10.77.0.1"), port, private=(*PRIVATE, *private)

@@ -21,7 +21,7 @@ IDENTITY = (
     "hostname; cat /etc/machine-id; cat /etc/ssh/ssh_host_ed25519_key.pub; "
     "head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo; "
     "cat /sys/class/net/eth0/address; ip -4 -o address show dev eth0 | tr -s ' ' | cut -d' ' -f4; "
-    "date +%s"
+    "date +%s; cat /proc/cmdline"
 )
 
 
@@ -75,15 +75,18 @@ def test_ten_jobs_at_once_share_nothing(lab: Lab) -> None:
 
 def test_two_clones_of_one_snapshot_are_two_machines(lab: Lab) -> None:
     asked = [lab.run_job("identity", "who am I", lab.scratch / "repo") for _ in range(2)]
-    one, two = (_log(lab.wait_final(str(job["id"]))) for job in asked)
+    ended = [lab.wait_final(str(job["id"])) for job in asked]
+    assert [job["state"] for job in ended] == ["COMPLETED"] * 2, [job["reason"] for job in ended]
+    one, two = (_log(job) for job in ended)
     names = ["hostname", "machine-id", "host key", "randomness", "MAC", "address"]
-    same = [name for name, a, b in zip(names, one, two, strict=False) if a == b]
-    assert len(one) == len(two) == 7
+    same = [name for name, a, b in zip(names, one[:6], two[:6], strict=True) if a == b]
+    assert len(one) == len(two) == 8
     assert same == []
     assert one[0] == f"job-{asked[0]['id']}"
     for log in (one, two):
         assert len(log[1]) == 32
         assert abs(int(log[6]) - time.time()) < 120
+        assert "cloud-init=disabled" in log[7]  # the memory snapshot's boot
 
 
 @pytest.mark.parametrize("ending", ["TERM", "KILL"])
@@ -191,6 +194,7 @@ def test_a_job_with_cloud_init_boots_cold(lab: Lab) -> None:
     assert log[0] == f"job-{job['id']}"
     assert len(log[1]) == 32
     assert log[5] == f"{job['address']}/16"
+    assert f"systemd.machine_id={log[1]}" in log[7]  # a boot of its own
     facts = lab.rows(
         "SELECT facts FROM event WHERE kind = 'step.done'"
         f" AND operation = '{job['operation']}' AND facts LIKE '%await_guest%'"

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentlab.errors import Invalid, Unavailable
+from agentlab.model.profile import NetworkMode
 from agentlab.network.address import allot, bridge_mac, mac_for, tap_name
-from agentlab.network.settings import Member, Mode
+from agentlab.network.settings import Member
 
 NET, HOST = IPv4Network("10.77.0.0/29"), IPv4Address("10.77.0.1")
 VMIDS = st.integers(1, 999_999_999)
@@ -72,7 +73,7 @@ def test_macs_are_unicast_and_local_and_names_fit(name: str, bridge: str, vmid: 
     assert bridge_mac(name, bridge) != mac
     assert int(bridge_mac(name, bridge)[:2], 16) & 3 == 2
     assert len(tap_name(bridge, vmid)) <= 15
-    Member(vmid, tap_name(bridge, vmid), mac, HOST, Mode.NAT)
+    Member(vmid, tap_name(bridge, vmid), mac, HOST, NetworkMode.NAT)
 
 
 @pytest.mark.parametrize("vmid", [0, -1, 1_000_000_000])

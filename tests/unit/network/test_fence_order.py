@@ -13,9 +13,10 @@ import pytest
 
 from agentlab.control import fence_watch
 from agentlab.errors import AgentLabError, Conflict, Unavailable
+from agentlab.model.profile import NetworkMode
 from agentlab.network import bridge, nft
 from agentlab.network.fence import Fence
-from agentlab.network.settings import Member, Mode, NetworkSettings
+from agentlab.network.settings import Member, NetworkSettings
 
 SETTINGS = NetworkSettings(
     "lab", "vmbr1", IPv4Network("10.77.0.0/16"), IPv4Address("10.77.0.1"), 8844
@@ -24,7 +25,7 @@ SETTINGS = NetworkSettings(
 
 def member(number: int) -> Member:
     mac, address = f"02:00:00:00:00:{number:02x}", IPv4Address(f"10.77.1.{number}")
-    return Member(1000 + number, f"tap{number}", mac, address, Mode.OFF)
+    return Member(1000 + number, f"tap{number}", mac, address, NetworkMode.OFF)
 
 
 A, B, C = member(1), member(2), member(3)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentlab.errors import AgentLabError, Conflict, Invalid, Unsupported
+from agentlab.model.profile import NetworkMode
 from agentlab.network.address import mac_for, tap_name
 from agentlab.network.nft import (
     describe_tables,
@@ -18,7 +19,7 @@ from agentlab.network.nft import (
     render_ruleset,
 )
 from agentlab.network.rules import plan_tables
-from agentlab.network.settings import PRIVATE, Member, Mode, NetworkSettings
+from agentlab.network.settings import PRIVATE, Member, NetworkSettings
 
 SETTINGS = NetworkSettings(
     installation="lab",
@@ -31,13 +32,13 @@ SETTINGS = NetworkSettings(
 SAMPLE = Path(__file__).parent / "ruleset.json"  # nft 1.0.6 -j list ruleset, of `recorded`
 
 
-def member(number: int, mode: Mode = Mode.NAT) -> Member:
+def member(number: int, mode: NetworkMode = NetworkMode.NAT) -> Member:
     vmid = 1000 + number
     address = SETTINGS.subnet[number + 10]
     return Member(vmid, tap_name("vmbr1", vmid), mac_for("lab", vmid), address, mode)
 
 
-recorded = [member(1), member(2), member(3, Mode.OFF)]
+recorded = [member(1), member(2), member(3, NetworkMode.OFF)]
 
 
 def body(text: str, kind: str, name: str) -> str:
@@ -96,7 +97,7 @@ def test_own_subnet_is_always_closed(private: list[IPv4Network], prefix: int) ->
 
 @given(st.sets(st.integers(1, 60000), max_size=30), st.randoms())
 def test_every_member_is_admitted_once_and_no_other(numbers, random) -> None:
-    members = [member(n, random.choice([Mode.NAT, Mode.OFF])) for n in numbers]
+    members = [member(n, random.choice([NetworkMode.NAT, NetworkMode.OFF])) for n in numbers]
     ports = body(render_ruleset(SETTINGS, members), "set", "ports")
     triples = re.findall(r"(\S+) \. (\S+) \. ([\d.]+)", ports)
     assert sorted(triples) == sorted((m.tap, m.mac, str(m.address)) for m in members)
@@ -104,7 +105,7 @@ def test_every_member_is_admitted_once_and_no_other(numbers, random) -> None:
 
 def test_allowlist_is_refused_not_opened() -> None:
     with pytest.raises(Unsupported, match="1001"):
-        render_ruleset(SETTINGS, [member(1, Mode.ALLOWLIST)])
+        render_ruleset(SETTINGS, [member(1, NetworkMode.ALLOWLIST)])
 
 
 @pytest.mark.parametrize("shared", ["vmid", "tap", "mac", "address"])
