@@ -16,11 +16,16 @@ from typing import Protocol
 
 
 class Power(StrEnum):
-    """Whether the machine's virtual CPUs exist and run."""
+    """Whether the machine's virtual CPUs exist and run.
+
+    UNKNOWN: the machine is there and cannot be looked at, for example on a node that is offline.
+    It says nothing about the machine's end.
+    """
 
     RUNNING = "running"
     PAUSED = "paused"
     STOPPED = "stopped"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,7 @@ class Capabilities:
     memory_start: bool  # machines start from a memory snapshot of the booted template
     volumes: bool = False
     snapshots: bool = True
+    makes_taps: bool = False  # the hypervisor itself makes the tap, with the power: `tap_of(vmid)`
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +205,75 @@ class Guest(Protocol):
 
     def interfaces(self, vmid: int) -> Sequence[GuestInterface]:
         """IPv4 addresses as the guest reports them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume that stands by itself.  `volid` is the hypervisor's own name for it."""
+
+    volid: str
+    size: int  # MiB
+    attached: tuple[int, ...] = ()  # VMIDs of machines that have it; more than one is a fault
+
+
+class Volumes(Protocol):
+    """Volumes that outlive machines.  Where `Capabilities.volumes` is false there are none.
+
+    The owner is in the volume's name, which the call that makes it writes.  What does not carry
+    our owner is never attached, changed or freed: NotOurs.  Unsupported is raised before anything
+    is done where the storage cannot do it.
+    """
+
+    def volumes(self, *, owner: str) -> Sequence[Volume]:
+        """All volumes of this owner, attached or not."""
+        ...
+
+    def allot(self, number: int, size: int, *, storage: str = "", owner: str) -> str:
+        """Makes an empty volume, or finds the one of this number; its volid.
+
+        `number` is from the range that volumes have for themselves, and no machine's VMID.
+        """
+        ...
+
+    def attach(self, vmid: int, volid: str, *, owner: str) -> None:
+        """Gives the machine the volume as its work disk, running or not; Conflict when another has it."""
+        ...
+
+    def detach(self, vmid: int, volid: str, *, owner: str) -> None:
+        """Takes it away from the machine.  Not attached there, or no such machine: returns."""
+        ...
+
+    def free(self, volid: str, *, owner: str) -> None:
+        """Removes the volume and what is in it.  Absent: returns.  Attached: Conflict."""
+        ...
+
+    def move(self, volid: str, storage: str, *, owner: str) -> str:
+        """Moves a detached volume to another storage; its new volid."""
+        ...
+
+    def grow(self, volid: str, size: int, *, owner: str) -> None:
+        """Makes it larger, detached; never smaller: Invalid."""
+        ...
+
+    def snapshot_volume(self, volid: str, name: str, *, owner: str) -> None:
+        """Takes a snapshot of a detached volume; a name that exists: Conflict."""
+        ...
+
+    def rollback_volume(self, volid: str, name: str, *, owner: str) -> None:
+        """Puts a detached volume back; NotFound for an unknown name."""
+        ...
+
+    def delete_volume_snapshot(self, volid: str, name: str, *, owner: str) -> None:
+        """Absent: returns."""
+        ...
+
+    def volume_snapshots(self, volid: str, *, owner: str) -> Sequence[str]:
+        """Names, oldest first."""
+        ...
+
+    def clone_volume(self, volid: str, number: int, *, snapshot: str = "", owner: str) -> str:
+        """Another volume with the same content (of now, or of a snapshot); its volid."""
         ...
 
 

@@ -1,0 +1,1 @@
+"""Proxmox VE: one driver over two transports, its REST API and `pvesh`."""
