@@ -13,8 +13,8 @@ from pathlib import Path
 
 from agentlab import run
 from agentlab.errors import Unsupported
-from agentlab.hypervisor.local import recipe
-from agentlab.hypervisor.local.files import new_directory, sync_tree
+from agentlab.hypervisor.files import new_directory, sync_tree
+from agentlab.hypervisor.image import recipe
 
 _FORMAT = "1"
 _TIMEOUT = 30 * 60.0

@@ -19,7 +19,7 @@ from uuid import uuid4
 from agentlab import run
 from agentlab.clock import Deadline, now
 from agentlab.errors import AgentLabError, Unavailable
-from agentlab.hypervisor.local.files import locked, write_durable
+from agentlab.hypervisor.files import locked, write_durable
 from agentlab.hypervisor.local.process import kill, launch
 from agentlab.hypervisor.local.qemu import PROGRAM, bounded
 from agentlab.hypervisor.local.template import TemplateInfo

@@ -15,8 +15,8 @@ from typing import Literal
 from agentlab.clock import Deadline
 from agentlab.errors import Busy, DeadlineExceeded, Invalid, Unavailable
 from agentlab.hypervisor.base import ExecResult, GuestInterface
+from agentlab.hypervisor.files import locked
 from agentlab.hypervisor.local.channel import Channel, connect, decode, encode
-from agentlab.hypervisor.local.files import locked
 from agentlab.log import one_line
 
 SOCKET = "ga"

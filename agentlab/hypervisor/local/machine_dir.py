@@ -16,7 +16,7 @@ from uuid import uuid4
 from agentlab.clock import Deadline, now
 from agentlab.errors import Conflict, NotFound, NotOurs, Unavailable
 from agentlab.hypervisor.base import MachineSpec, Nic
-from agentlab.hypervisor.local.files import wait_lock, write_durable
+from agentlab.hypervisor.files import wait_lock, write_durable
 
 RECORD = "machine.json"
 DISK = "disk.qcow2"

@@ -12,10 +12,10 @@ from dataclasses import replace
 from agentlab.clock import Deadline
 from agentlab.errors import AgentLabError, Busy, Conflict, Invalid, NotFound, Unavailable
 from agentlab.hypervisor.base import Machine, MachineSpec, Power, Template
+from agentlab.hypervisor.files import new_directory, remove_tree, sweep, sync_directory
+from agentlab.hypervisor.files import wait_lock as wait_for_lock
 from agentlab.hypervisor.local import images, process
 from agentlab.hypervisor.local.agent import Agent
-from agentlab.hypervisor.local.files import new_directory, remove_tree, sweep, sync_directory
-from agentlab.hypervisor.local.files import wait_lock as wait_for_lock
 from agentlab.hypervisor.local.machine_dir import (
     DISK,
     MachineDir,

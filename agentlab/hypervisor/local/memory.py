@@ -16,15 +16,15 @@ from uuid import NAMESPACE_OID, uuid4, uuid5
 
 from agentlab.clock import Deadline, now
 from agentlab.errors import AgentLabError, DeadlineExceeded, Unavailable
-from agentlab.hypervisor.local import images, qmp
-from agentlab.hypervisor.local.agent import Agent
-from agentlab.hypervisor.local.files import (
+from agentlab.hypervisor.files import (
     locked,
     new_directory,
     sweep,
     sync_directory,
     sync_tree,
 )
+from agentlab.hypervisor.local import images, qmp
+from agentlab.hypervisor.local.agent import Agent
 from agentlab.hypervisor.local.process import Child, kill, last_words, launch, wait_gone
 from agentlab.hypervisor.local.qemu import (
     Boot,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from agentlab import run
 from agentlab.clock import Deadline
 from agentlab.errors import Busy, Unavailable
-from agentlab.hypervisor.local.files import try_lock
+from agentlab.hypervisor.files import try_lock
 from agentlab.log import one_line
 
 if TYPE_CHECKING:

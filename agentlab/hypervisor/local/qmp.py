@@ -9,8 +9,8 @@ from pathlib import Path
 
 from agentlab.clock import Deadline
 from agentlab.errors import Conflict, Unavailable
+from agentlab.hypervisor.files import locked
 from agentlab.hypervisor.local.channel import Channel, connect, decode, encode
-from agentlab.hypervisor.local.files import locked
 from agentlab.log import one_line
 
 SOCKET = "qmp"

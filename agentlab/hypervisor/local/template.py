@@ -19,8 +19,7 @@ from pathlib import Path
 from agentlab import run
 from agentlab.clock import now
 from agentlab.errors import NotFound
-from agentlab.hypervisor.local import recipe
-from agentlab.hypervisor.local.files import (
+from agentlab.hypervisor.files import (
     locked,
     new_directory,
     remove_tree,
@@ -30,7 +29,9 @@ from agentlab.hypervisor.local.files import (
     try_lock,
     write_durable,
 )
-from agentlab.hypervisor.local.rootfs import ensure_rootfs, rootfs_key
+from agentlab.hypervisor.image import recipe
+from agentlab.hypervisor.image.root import RUNNER, unpack_root
+from agentlab.hypervisor.image.rootfs import ensure_rootfs, rootfs_key
 
 NAME = "debian-12"
 DISK_MIB = 8192  # what the guest sees; the file holds only what is used
@@ -38,7 +39,6 @@ BUILD_TIMEOUT = 45 * 60.0
 _FORMAT = "1"
 _KEEP = 2
 _REST = 24 * 3600.0  # seconds without a clone or a build, before a template may go
-_RUNNER = "usr/local/bin/agentlab"
 _USED_BY = "used-by"
 
 
@@ -67,7 +67,7 @@ class TemplateInfo:
 def template_key(runner: bytes) -> str:
     """Names what a template holds: the recipe, and the runner (a zipapp for the guest's Python)."""
     digest = hashlib.sha256(f"{_FORMAT}\n{rootfs_key()}\n{DISK_MIB}\n".encode())
-    for name, content in [*recipe.tree(), (_RUNNER, runner)]:
+    for name, content in [*recipe.tree(), (RUNNER, runner)]:
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()[:32]
 
@@ -121,12 +121,7 @@ def build_template(
 
 def _make_image(work: Path, rootfs: Path, runner: bytes) -> None:
     root, raw = work / "root", work / "raw"
-    root.mkdir()
-    root.chmod(0o755)
-    run.run(["tar", "--numeric-owner", "--xattrs", "-xpf", rootfs, "-C", root], timeout=600)
-    for name, content in recipe.tree():
-        _put(root / name, content, 0o644)
-    _put(root / _RUNNER, runner, 0o755)
+    unpack_root(rootfs, root, runner)
     for name in ("vmlinuz", "initrd"):
         newest = max((root / "boot").glob(f"{name}*"))
         shutil.copyfile(newest, work / name)
@@ -139,14 +134,6 @@ def _make_image(work: Path, rootfs: Path, runner: bytes) -> None:
     run.run(["qemu-img", "convert", "-q", *qcow2], timeout=600)
     raw.unlink()
     shutil.rmtree(root)
-
-
-def _put(path: Path, content: bytes, mode: int) -> None:
-    for folder in reversed([each for each in path.parents if not each.exists()]):
-        folder.mkdir()
-        folder.chmod(0o755)  # the guest's, whatever our own umask is
-    path.write_bytes(content)
-    path.chmod(mode)
 
 
 def mark_used(template: TemplateInfo, uuid: str, record: Path) -> None:

@@ -12,7 +12,7 @@ from agentlab import config
 from agentlab.daemon import main
 from agentlab.daemon.server import _make_way
 from agentlab.errors import Unavailable
-from agentlab.hypervisor.local.template import _put
+from agentlab.hypervisor.image.root import put
 
 
 @pytest.fixture
@@ -83,6 +83,6 @@ def test_a_group_can_come_to_its_socket(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("closed_umask")
 def test_the_guests_own_directories_are_open_to_its_users(tmp_path: Path) -> None:
-    _put(tmp_path / "etc" / "x.d" / "agentlab.conf", b"x", 0o644)
+    put(tmp_path / "etc" / "x.d" / "agentlab.conf", b"x", 0o644)
     assert mode(tmp_path / "etc") == mode(tmp_path / "etc" / "x.d") == 0o755
     assert mode(tmp_path / "etc" / "x.d" / "agentlab.conf") == 0o644

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from agentlab.hypervisor import files
 from agentlab.hypervisor.base import Power
-from agentlab.hypervisor.local import files
 from agentlab.hypervisor.local.machine_dir import MachineDir, Record
 from agentlab.hypervisor.local.power import look, power_off
 

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentlab.hypervisor.base import MachineSpec, Nic
+from agentlab.hypervisor.image.rootfs import select_sources
 from agentlab.hypervisor.local.driver import LocalHypervisor
 from agentlab.hypervisor.local.guest import render_identity
 from agentlab.hypervisor.local.machine_dir import Mark, Record, Run, parse_record, render_record
 from agentlab.hypervisor.local.qemu import Boot, Launch, Memory, fingerprint, render_argv
-from agentlab.hypervisor.local.rootfs import select_sources
 from agentlab.hypervisor.local.seed import instance_id, render_seed
 from agentlab.hypervisor.local.template import template_key
 

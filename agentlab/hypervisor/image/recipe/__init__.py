@@ -1,4 +1,4 @@
-"""What the template is made of: package data, read by `template.py` and `rootfs.py`."""
+"""What the template is made of: package data, read by `rootfs.py` and by those who pack it."""
 
 from __future__ import annotations
 

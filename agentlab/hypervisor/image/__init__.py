@@ -1,0 +1,1 @@
+"""The guest's image, from its recipe: shared by all hypervisors, which each pack it their way."""
