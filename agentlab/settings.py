@@ -12,7 +12,14 @@ SETTINGS: dict[str, tuple[object, str]] = {
     "socket": ("/run/agentlab/agentlabd.sock", "the Unix socket of the API, mode 0660"),
     "socket_group": ("agentlab", "group of the socket; left alone when there is no such group"),
     "profiles_dir": ("/etc/agentlab/profiles", "one YAML file per profile"),
-    "hypervisor": ("local", "`local` (Proxmox VE is to come)"),
+    "hypervisor": (
+        "local",
+        "`local`: QEMU processes on this machine; `proxmox`: VMs of the Proxmox VE on this host",
+    ),
+    "proxmox_backend": (
+        "api",
+        "`api`: the REST API with a token; `shell`: the same calls by `pvesh`, as root, no token",
+    ),
     "vmid_range": ([1000, 1999], "first and last VMID that sandboxes may have"),
     "workers": (12, "operations that are worked on at the same moment"),
     "network.bridge": ("vmbr1", "the bridge of the sandboxes; letters and digits, at most 10"),
@@ -23,6 +30,32 @@ SETTINGS: dict[str, tuple[object, str]] = {
     "local.template_dir": ("", "built templates; default: `templates` under `data_dir`"),
     "local.start": ("auto", "`cold`, `memory`, or `auto`: memory where there is no KVM"),
     "local.accelerator": ("auto", "`kvm`, `tcg`, or `auto`: KVM when it boots a guest"),
+    "proxmox.url": ("https://localhost:8006", "the REST API; for `proxmox_backend: api`"),
+    "proxmox.token_file": (
+        "/etc/agentlab/secrets/proxmox-token",
+        "a file with `USER@REALM!NAME=SECRET`, mode 0600; for `proxmox_backend: api`",
+    ),
+    "proxmox.ca_file": (
+        "",
+        "certificates to trust; default: `/etc/pve/pve-root-ca.pem`, or else the system's",
+    ),
+    "proxmox.fingerprint": ("", "SHA-256 of the one certificate to trust, instead of `ca_file`"),
+    "proxmox.insecure": (False, "`true`: do not check the certificate at all; for tests only"),
+    "proxmox.node": ("", "this host's name in Proxmox; default: its short host name"),
+    "proxmox.pool": ("", "the resource pool that sandboxes are made in, when rights are on a pool"),
+    "proxmox.storage": ("", "storage of full clones; default: that of the template"),
+    "proxmox.full_clone": (False, "copy the template's disk, instead of a linked clone"),
+    "proxmox.template_vmid": (
+        9000,
+        "the VMID of the template that `agentlab template build` makes",
+    ),
+    "proxmox.volume_vmids": (
+        [990000, 990999],
+        "VMIDs that only volumes carry, never VMs; apart from `vmid_range`",
+    ),
+    "proxmox.tasks_per_node": (6, "tasks that we have at the same moment on one node, 1 to 100"),
+    "proxmox.clones_per_template": (3, "clones of one template at the same moment, 1 to 100"),
+    "proxmox.clones_per_storage": (3, "clones to one storage at the same moment, 1 to 100"),
     "retention.days": (30, "days that finished jobs, their artifacts and events are kept"),
 }
 
