@@ -8,7 +8,6 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +15,7 @@ from agentlab.clock import Deadline
 from agentlab.errors import Busy, DeadlineExceeded, Invalid, Unavailable
 from agentlab.hypervisor.base import ExecResult, GuestInterface
 from agentlab.hypervisor.files import locked
+from agentlab.hypervisor.guest_answers import parse_interfaces, plain
 from agentlab.hypervisor.local.channel import Channel, connect, decode, encode
 from agentlab.log import one_line
 
@@ -23,7 +23,6 @@ SOCKET = "ga"
 _LOCK = "ga.lock"
 _WRITE_LIMIT = 64 << 10
 _READ_LIMIT = 64 << 10
-_INTERFACES_LIMIT = 64
 _MARK = b"\xff"  # precedes the answer to guest-sync-delimited and is in no JSON text
 
 # All or nothing, private from its first byte on: a reader sees the file whole or not at all.
@@ -148,8 +147,8 @@ class Agent:
         """Runs a program to its end; polls fast at first."""
         deadline = Deadline.after(timeout)
         request: dict[str, object] = {
-            "path": _plain(argv[0]),
-            "arg": [_plain(word) for word in argv[1:]],
+            "path": plain(argv[0]),
+            "arg": [plain(word) for word in argv[1:]],
             "capture_output": True,
         }
         if stdin:
@@ -177,7 +176,7 @@ class Agent:
 
 def _read(agent: Conversation, path: str, timeout: float, limit: int) -> bytes | None:
     try:
-        handle = agent.call("guest-file-open", timeout, path=_plain(path), mode="r")
+        handle = agent.call("guest-file-open", timeout, path=plain(path), mode="r")
     except AgentRefused:
         return None
     if not isinstance(handle, int):
@@ -207,34 +206,6 @@ def parse_exec_status(answer: Mapping[str, object]) -> ExecResult | None:
     )
 
 
-def parse_interfaces(answer: object) -> tuple[GuestInterface, ...]:
-    """What can be read of the guest's list; what cannot is left out."""
-    if not isinstance(answer, list):
-        raise Unavailable("the guest agent gave a list of interfaces that is none")
-    found = []
-    for entry in answer[:_INTERFACES_LIMIT]:
-        if not isinstance(entry, dict):
-            continue
-        addresses = entry.get("ip-addresses")
-        found.append(
-            GuestInterface(
-                name=one_line(str(entry.get("name", "")))[:32],
-                mac=one_line(str(entry.get("hardware-address", ""))).lower()[:32],
-                addresses=_addresses(addresses if isinstance(addresses, list) else []),
-            )
-        )
-    return tuple(found)
-
-
-def _addresses(entries: Sequence[object]) -> tuple[IPv4Address, ...]:
-    found = []
-    for entry in entries[:_INTERFACES_LIMIT]:
-        if isinstance(entry, dict) and entry.get("ip-address-type") == "ipv4":
-            with contextlib.suppress(ValueError):
-                found.append(IPv4Address(str(entry.get("ip-address"))))
-    return tuple(found)
-
-
 def _object(answer: object, what: str) -> Mapping[str, object]:
     if not isinstance(answer, dict):
         raise Unavailable(f"the guest agent gave an answer to {what} that is no object")
@@ -249,10 +220,3 @@ def _decoded(
         return base64.b64decode(text if isinstance(text, str) else "", validate=True)
     except ValueError as error:  # binascii.Error is one, and so is text that is not ASCII
         raise Unavailable(f"the guest agent gave {key} that is not base64") from error
-
-
-def _plain(word: str) -> str:
-    """Words that the agent is known to survive: some of its versions die of others."""
-    if not word.isascii() or "\0" in word:
-        raise Invalid("cannot run a program in the guest: its arguments must be plain ASCII")
-    return word

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from agentlab.clock import Deadline, now
 from agentlab.errors import Busy, DeadlineExceeded, Invalid, NotFound, Unavailable
 from agentlab.hypervisor.base import ExecResult, GuestInterface, MachineSpec, Power
+from agentlab.hypervisor.guest_answers import READY
 from agentlab.hypervisor.local.agent import Agent
 from agentlab.hypervisor.local.machine_dir import MachineDir, Record, Run
-from agentlab.hypervisor.local.memory import READY
 from agentlab.hypervisor.local.place import Place
 from agentlab.hypervisor.local.power import look
 from agentlab.hypervisor.local.template import DISK_MIB

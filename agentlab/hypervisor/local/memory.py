@@ -23,6 +23,7 @@ from agentlab.hypervisor.files import (
     sync_directory,
     sync_tree,
 )
+from agentlab.hypervisor.guest_answers import READY
 from agentlab.hypervisor.local import images, qmp
 from agentlab.hypervisor.local.agent import Agent
 from agentlab.hypervisor.local.process import Child, kill, last_words, launch, wait_gone
@@ -39,7 +40,6 @@ from agentlab.hypervisor.local.tap import temporary_tap
 from agentlab.hypervisor.local.template import TemplateInfo
 from agentlab.log import one_line
 
-READY = "/run/agentlab/ready"  # the runner makes it when it is up and waits
 NO_CLOUD_INIT = "cloud-init=disabled"
 _MAC = "52:54:00:00:00:01"  # of the snapshot only: each clone sets its own
 _STDERR = "stderr"

@@ -1,0 +1,280 @@
+"""What is where: machines, nodes and storages, mostly from one call for all of the cluster."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from agentlab.errors import Busy, Denied, NotFound, NotOurs, Unavailable
+from agentlab.hypervisor.base import Machine, Power
+from agentlab.hypervisor.proxmox.names import parse_owner, tagged_owner
+from agentlab.hypervisor.proxmox.settings import Settings
+from agentlab.hypervisor.proxmox.tasks import Api
+from agentlab.hypervisor.proxmox.transport import Exists, NoSuchVM
+from agentlab.hypervisor.proxmox.transport import Template as IsTemplate
+
+_RIGHTS_LAST = 60.0  # seconds for which a look at our own rights is believed
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A VM or container as `/cluster/resources` shows it.  Memory is in bytes."""
+
+    vmid: int
+    kind: str  # "qemu" or "lxc"
+    node: str
+    name: str
+    status: str  # "running" (a paused one too), "stopped", "unknown"
+    template: bool
+    tags: str
+    maxmem: int
+
+    @property
+    def power(self) -> Power:
+        # without a name, pvestatd has not looked at it yet
+        if not self.name or self.status not in ("running", "stopped"):
+            return Power.UNKNOWN
+        return Power(self.status)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of the cluster; memory in bytes."""
+
+    name: str
+    online: bool
+    maxmem: int
+    mem: int
+
+
+@dataclass(frozen=True, slots=True)
+class StorageAt:
+    """A storage as one node sees it."""
+
+    name: str
+    node: str
+    available: bool
+    shared: bool
+    content: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """One look at the cluster."""
+
+    guests: Mapping[int, Guest]
+    nodes: Mapping[str, Node]
+    storages: Mapping[tuple[str, str], StorageAt]  # by (node, storage)
+
+
+def parse_resources(data: object) -> Resources:
+    """`GET /cluster/resources`; Unavailable when it is not what it should be."""
+    if not isinstance(data, list):
+        raise Unavailable("Proxmox gave an inventory that is no list")
+    guests: dict[int, Guest] = {}
+    nodes: dict[str, Node] = {}
+    storages: dict[tuple[str, str], StorageAt] = {}
+    for entry in data:
+        try:
+            match str(entry["type"]):
+                case "qemu" | "lxc" as kind:
+                    guest = _guest(kind, entry)
+                    guests[guest.vmid] = guest
+                case "node":
+                    nodes[str(entry["node"])] = Node(
+                        str(entry["node"]),
+                        entry.get("status") == "online",
+                        int(entry.get("maxmem") or 0),
+                        int(entry.get("mem") or 0),
+                    )
+                case "storage":
+                    place = (str(entry["node"]), str(entry["storage"]))
+                    storages[place] = StorageAt(
+                        name=place[1],
+                        node=place[0],
+                        available=entry.get("status") == "available",
+                        shared=str(entry.get("shared", 0)) == "1",
+                        content=frozenset(str(entry.get("content", "")).split(",")),
+                    )
+        except (KeyError, TypeError, ValueError) as error:
+            raise Unavailable(f"Proxmox gave an inventory that cannot be read: {error}") from error
+    return Resources(guests, nodes, storages)
+
+
+def _guest(kind: str, entry: Mapping[str, object]) -> Guest:
+    return Guest(
+        vmid=int(str(entry["vmid"])),
+        kind=kind,
+        node=str(entry["node"]),
+        name=str(entry.get("name") or ""),
+        status=str(entry.get("status") or "unknown"),
+        template=str(entry.get("template", 0)) == "1",
+        tags=str(entry.get("tags") or ""),
+        maxmem=int(float(str(entry.get("maxmem") or 0))),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A machine and its configuration as it is now."""
+
+    vmid: int
+    node: str
+    config: Mapping[str, object] = field(repr=False)
+
+    @property
+    def owner(self) -> str:
+        return parse_owner(self.config.get("description"), self.vmid)
+
+    @property
+    def lock(self) -> str:
+        return str(self.config.get("lock") or "")
+
+    @property
+    def template(self) -> bool:
+        return str(self.config.get("template", 0)) == "1"
+
+    @property
+    def path(self) -> str:
+        return f"/nodes/{self.node}/qemu/{self.vmid}"
+
+
+class Inventory:
+    """Finds machines wherever they are; remembers only on which node one was seen last."""
+
+    def __init__(self, api: Api, settings: Settings) -> None:
+        self._api = api
+        self._settings = settings
+        self._seen: dict[int, str] = {}
+        self._rights = (0.0, False)
+        self._lock = threading.Lock()
+
+    def resources(self, kind: str = "") -> Resources:
+        """`kind` is "vm" for guests alone; Unavailable when it cannot be read."""
+        what = "cannot read the inventory of the cluster"
+        params = {"type": kind} if kind else {}
+        found = parse_resources(self._api.get("/cluster/resources", what=what, **params))
+        self._seen.update({guest.vmid: guest.node for guest in found.guests.values()})
+        return found
+
+    def machines(self) -> Sequence[Machine]:
+        """All guests of the cluster, strangers too.
+
+        A configuration is read only for what lies in our range and carries no tag: a clone that
+        has just begun, or a stranger.  Denied when our rights do not show us everything that may
+        be ours: a shorter list is never given.
+        """
+        self._need_audit()
+        found = self.resources("vm")
+        return [
+            Machine(guest.vmid, guest.name, self._owner(guest), guest.power, guest.node)
+            for guest in sorted(found.guests.values(), key=lambda each: each.vmid)
+        ]
+
+    def _owner(self, guest: Guest) -> str:
+        if guest.kind != "qemu" or guest.template:
+            return ""
+        owner = tagged_owner(guest.tags, guest.vmid)
+        if owner or guest.vmid not in self._settings.vmids:
+            return owner
+        try:
+            return self._config(guest.vmid, guest.node).owner
+        except (NotFound, Denied, Unavailable):
+            return ""  # gone meanwhile, a stranger's, or on a node that is offline
+
+    def _need_audit(self) -> None:
+        """VM.Audit on all VMs, or on our pool; without it lists are silently shorter."""
+        with self._lock:
+            looked, allowed = self._rights
+            if not allowed or time.monotonic() - looked > _RIGHTS_LAST:
+                given = self._api.get("/access/permissions", what="cannot read our own rights")
+                paths = (
+                    "/",
+                    "/vms",
+                    *((f"/pool/{self._settings.pool}",) * bool(self._settings.pool)),
+                )
+                allowed = isinstance(given, dict) and any(
+                    "VM.Audit" in (given.get(path) or {}) for path in paths
+                )
+                self._rights = (time.monotonic(), allowed)
+        if not allowed:
+            path = f"/pool/{self._settings.pool}" if self._settings.pool else "/vms"
+            raise Denied(
+                f"cannot read the inventory: the API token lacks VM.Audit on {path}, so that "
+                "machines would seem to be gone",
+                hint="see `agentlab init` and docs/how-to/proxmox.md",
+            )
+
+    def find(self, vmid: int) -> Found | None:
+        """A machine wherever it is now; None only when no guest of the cluster has this VMID.
+
+        Denied when it is there and we may not see it; Unavailable when its node is offline.
+        """
+        node = self._seen.get(vmid)
+        if node is not None:
+            try:
+                return self._config(vmid, node)
+            except NoSuchVM:
+                self._seen.pop(vmid, None)  # migrated by someone, or gone
+        guest = self.guest(vmid)
+        if guest is None:
+            return None
+        if guest.kind != "qemu":
+            return Found(vmid, guest.node, {})
+        try:
+            return self._config(vmid, guest.node)
+        except NoSuchVM as moving:
+            if self._free(vmid):
+                return None
+            raise Unavailable(f"cannot read VM {vmid}: it is just being moved") from moving
+
+    def guest(self, vmid: int) -> Guest | None:
+        """Its line of the inventory; None only when no guest of the cluster has this VMID."""
+        guest = self.resources("vm").guests.get(vmid)
+        if guest is not None or self._free(vmid):
+            return guest
+        raise Denied(
+            f"cannot see VM {vmid}: it exists, and the API token may not look at it",
+            hint="it is a stranger's, or VM.Audit is missing; see `agentlab init`",
+        )
+
+    def _free(self, vmid: int) -> bool:
+        """Asked of the cluster's own list, which does not depend on our rights."""
+        try:
+            self._api.get("/cluster/nextid", what=f"cannot look up VMID {vmid}", vmid=vmid)
+        except Exists:
+            return False
+        return True
+
+    def _config(self, vmid: int, node: str) -> Found:
+        path = f"/nodes/{node}/qemu/{vmid}/config"
+        config = self._api.get(path, what=f"cannot read VM {vmid}")
+        if not isinstance(config, dict):
+            raise Unavailable(f"cannot read VM {vmid}: its configuration is no mapping")
+        self._seen[vmid] = node
+        return Found(vmid, node, config)
+
+    def ours(self, vmid: int, owner: str, verb: str) -> Found:
+        """A machine that carries our mark now; NotFound, NotOurs, Busy, Denied, Unavailable."""
+        found = self.find(vmid)
+        if found is None:
+            raise NotFound(f"cannot {verb} VM {vmid}: there is no such VM")
+        return prove(found, owner, verb)
+
+
+def prove(found: Found, owner: str, verb: str) -> Found:
+    """The same machine when its description says that it is this owner's."""
+    if found.owner == owner and not found.template:
+        return found
+    if found.owner == owner:
+        raise IsTemplate(f"cannot {verb} VM {found.vmid}: somebody has made it a template")
+    if found.lock == "clone" and not found.owner:
+        raise Busy(f"cannot {verb} VM {found.vmid}: somebody's clone to it has just begun")
+    whose = f"the installation {found.owner}" if found.owner else "someone else"
+    raise NotOurs(
+        f"cannot {verb} VM {found.vmid} on node {found.node}: it belongs to {whose}",
+        hint="choose another vmid_range in the settings",
+        details={"vmid": found.vmid, "node": found.node},
+    )

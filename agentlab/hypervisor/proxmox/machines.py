@@ -1,0 +1,452 @@
+"""Machines of Proxmox, from clone to destroy.
+
+Everything that changes a machine reads its mark first, by the configuration as it is now: a
+record, a cache or a tag proves nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from agentlab.clock import Deadline
+from agentlab.errors import Busy, Conflict, Denied, NotFound, NotOurs, Unavailable
+from agentlab.hypervisor.base import Machine, MachineSpec, Power, Template
+from agentlab.hypervisor.load import Resource
+from agentlab.hypervisor.proxmox.inventory import Found, Inventory, prove
+from agentlab.hypervisor.proxmox.names import (
+    check_spec,
+    parse_drives,
+    render_config,
+    render_description,
+    root_drive,
+    same,
+    tagged_owner,
+    volume_owner,
+)
+from agentlab.hypervisor.proxmox.node import NodeTools
+from agentlab.hypervisor.proxmox.placement import Place, Placement
+from agentlab.hypervisor.proxmox.settings import Settings
+from agentlab.hypervisor.proxmox.tasks import Api, settled
+from agentlab.hypervisor.proxmox.transport import (
+    Exists,
+    NoSuchVM,
+    NotRunning,
+    PowerdownTimeout,
+    Running,
+)
+
+T = TypeVar("T")
+
+_JUST_BEGUN = 3.0  # seconds in which a clone shows its description (facts: below 0.2)
+_LOOK_AGAIN = 0.5
+_FINISHED = 2.0  # between the end of a clone's task and the end of its lock
+
+
+class Part:
+    """What each part of the driver works with."""
+
+    def __init__(self, api: Api, settings: Settings, tools: NodeTools) -> None:
+        self._api = api
+        self._settings = settings
+        self._tools = tools
+        self._inventory = Inventory(api, settings)
+        self._placement = Placement(api, self._inventory, settings)
+
+    def _settled(self, attempt: Callable[[], T]) -> T:
+        return settled(attempt, patience=self._settings.patience)
+
+    def _turn(self, node: str) -> list[Resource]:
+        return [Resource("node", node)]
+
+
+class ProxmoxMachines(Part):
+    """Implements `base.Machines`."""
+
+    def inventory(self) -> Sequence[Machine]:
+        """A paused machine counts as running here: the inventory's one call does not tell."""
+        return self._inventory.machines()
+
+    def templates(self) -> Sequence[Template]:
+        resources = self._inventory.resources()
+        return [
+            Template(
+                guest.name,
+                ready=resources.nodes[guest.node].online
+                if guest.node in resources.nodes
+                else False,
+                detail=f"VM {guest.vmid} on node {guest.node}",
+            )
+            for guest in resources.guests.values()
+            if guest.template
+        ]
+
+    def status(self, vmid: int) -> Machine | None:
+        guest = self._inventory.guest(vmid)
+        if guest is None:
+            return None
+        owner, power = tagged_owner(guest.tags, vmid), guest.power
+        if guest.kind != "qemu":
+            return Machine(vmid, guest.name, "", power, guest.node)
+        try:
+            if not owner:
+                found = self._inventory.find(vmid)
+                owner = found.owner if found else ""
+            if power is Power.RUNNING:
+                power = self._power(guest.node, vmid)
+        except NoSuchVM:
+            power = Power.UNKNOWN  # it is just being moved
+        except Unavailable:
+            power = Power.UNKNOWN
+        return Machine(vmid, guest.name, owner, power, guest.node)
+
+    def _power(self, node: str, vmid: int) -> Power:
+        """What QEMU says; `status` alone calls a paused machine running."""
+        path = f"/nodes/{node}/qemu/{vmid}/status/current"
+        now = self._api.get(path, what=f"cannot look at VM {vmid}")
+        if not isinstance(now, dict):
+            return Power.UNKNOWN
+        if now.get("status") != "running":
+            return Power.STOPPED if now.get("status") == "stopped" else Power.UNKNOWN
+        return Power.RUNNING if now.get("qmpstatus", "running") == "running" else Power.PAUSED
+
+    # --- clone ---
+
+    def clone(self, template: str, vmid: int, *, name: str, owner: str, full: bool = False) -> None:
+        full = full or self._settings.full
+        self._settled(lambda: self._clone(template, vmid, name, owner, full))
+
+    def _clone(self, template: str, vmid: int, name: str, owner: str, full: bool) -> None:
+        with self._placement.place(template, full=full) as place:
+            self._refuse_leftovers(place, vmid)
+            params: dict[str, str | int | bool] = {
+                "newid": vmid,
+                "name": name,
+                "description": render_description(owner, vmid),
+                "full": full,
+            }
+            params.update({"target": place.target} if place.target else {})
+            params.update({"pool": self._settings.pool} if self._settings.pool else {})
+            if full and self._settings.storage:
+                params["storage"] = self._settings.storage
+            source = place.template
+            try:
+                self._api.act(
+                    "POST",
+                    f"{source.path}/clone",
+                    params,
+                    what=f"cannot clone template {source.vmid} to VM {vmid} on node {place.node}",
+                    turns=[
+                        Resource("node", source.node),
+                        Resource("template", str(source.vmid)),
+                        Resource("storage", place.storage),
+                    ],
+                )
+            except Exists:
+                self._adopt(vmid, owner)
+
+    def _refuse_leftovers(self, place: Place, vmid: int) -> None:
+        """Volumes of a VM that is gone would go with ours: such a VMID is not taken."""
+        path = f"/nodes/{place.node}/storage/{place.storage}/content"
+        what = f"cannot look for volumes of VMID {vmid} on {place.storage}"
+        found = self._api.get(path, what=what, vmid=vmid)
+        volumes = [str(entry["volid"]) for entry in found] if isinstance(found, list) else []
+        if volumes and self._inventory.find(vmid) is None:
+            raise NotOurs(
+                f"cannot take VMID {vmid}: there are volumes of a VM that is gone: {volumes[0]}",
+                hint="free them with pvesm when nobody needs them",
+                details={"volumes": volumes[:10]},
+            )
+
+    def _adopt(self, vmid: int, owner: str) -> None:
+        """The VMID is taken: returns when by a whole clone of ours."""
+        found = self._marked(vmid)
+        if found is None:
+            raise Busy(f"cannot clone to VM {vmid}: it was there a moment ago, and is gone")
+        prove(found, owner, "clone to")
+        if found.lock == "clone":
+            self._await_clone(found, owner)
+
+    def _marked(self, vmid: int) -> Found | None:
+        """The machine, once a clone that has just begun shows whose it is; NotOurs when hidden."""
+        deadline = Deadline.after(_JUST_BEGUN)
+        while True:
+            try:
+                found = self._inventory.find(vmid)
+            except Denied as hidden:
+                raise NotOurs(f"cannot take VMID {vmid}: {hidden.message}") from hidden
+            if found is None or found.owner or found.lock != "clone":
+                return found
+            if deadline.passed:
+                raise NotOurs(f"cannot take VMID {vmid}: somebody else's clone to it runs")
+            time.sleep(_LOOK_AGAIN / 5)
+
+    def _await_clone(self, found: Found, owner: str) -> None:
+        """Until our own clone, begun by a call whose reply we do not have, is whole.
+
+        One that died is cleaned away, and Busy asks for another try.
+        """
+        deadline = Deadline.after(self._settings.patience)
+        while self._clone_runs(found):
+            if deadline.passed:
+                raise Busy(f"cannot go on with VM {found.vmid}: its clone still runs")
+            time.sleep(_LOOK_AGAIN)
+            again = self._inventory.find(found.vmid)
+            if again is None:
+                raise Busy(f"cannot go on with VM {found.vmid}: its clone failed and was removed")
+            found = prove(again, owner, "clone to")
+            if found.lock != "clone":
+                return
+        self._bury(found)
+        raise Busy(f"cannot go on with VM {found.vmid}: its clone died and was cleaned away")
+
+    def _clone_runs(self, found: Found) -> bool:
+        """Whether a clone's task is active that could be this one's.
+
+        A clone's task is filed under the template and names no target, so any one counts.
+        Looks twice: the lock goes a moment after the task.
+        """
+        for attempt in range(2):
+            for node in self._nodes_online():
+                tasks = self._api.get(
+                    f"/nodes/{node}/tasks",
+                    what=f"cannot read the tasks of node {node}",
+                    source="active",
+                    typefilter="qmclone",
+                )
+                for task in tasks if isinstance(tasks, list) else []:
+                    if task.get("type") == "qmclone" and not task.get("endtime"):
+                        return True
+            again = self._inventory.find(found.vmid)
+            if again is None or again.lock != "clone":
+                return True  # it has just ended: whoever waits looks again
+            if attempt == 0:
+                time.sleep(_FINISHED)
+        return False
+
+    def _nodes_online(self) -> list[str]:
+        nodes = self._inventory.resources().nodes.values()
+        allowed = self._settings.allowed
+        near = [
+            node.name for node in nodes if node.online and (not allowed or node.name in allowed)
+        ]
+        return near or [node.name for node in nodes if node.online]
+
+    def _bury(self, found: Found) -> None:
+        """Takes away what a clone that died has left: it carries our mark and a lock."""
+        if not self._tools.available_on(found.node):
+            raise Unavailable(
+                f"cannot clean up VM {found.vmid}: a clone that died has left it locked, and an "
+                "API token cannot unlock it",
+                hint=f"as root on node {found.node}: qm unlock {found.vmid}",
+            )
+        storages = {drive.storage for drive in parse_drives(found.config)} - {""}
+        self._tools.unlock(found.vmid)
+        self._remove(found)
+        for storage in storages:
+            self._free_all(found.node, storage, found.vmid)
+
+    def _free_all(self, node: str, storage: str, vmid: int) -> None:
+        """Frees what is left under a VMID of ours; nothing was there before our clone."""
+        path = f"/nodes/{node}/storage/{storage}/content"
+        left = self._api.get(path, what=f"cannot read {storage}", vmid=vmid)
+        for entry in left if isinstance(left, list) else []:
+            volid = str(entry["volid"])
+            self._api.act(
+                "DELETE", f"{path}/{volid}", what=f"cannot free {volid}", turns=self._turn(node)
+            )
+
+    # --- configure ---
+
+    def configure(self, vmid: int, spec: MachineSpec, *, owner: str) -> None:
+        check_spec(spec)
+        self._settled(lambda: self._configure(vmid, spec, owner))
+
+    def _configure(self, vmid: int, spec: MachineSpec, owner: str) -> None:
+        found = self._inventory.ours(vmid, owner, "configure")
+        if found.lock == "clone":
+            self._await_clone(found, owner)
+            found = self._inventory.ours(vmid, owner, "configure")
+        wanted = render_config(spec, bridge=self._settings.bridge, owner=owner, vmid=vmid)
+        changed = {
+            key: value for key, value in wanted.items() if not same(found.config, key, value)
+        }
+        surplus = [] if spec.nic.dns or "nameserver" not in found.config else ["nameserver"]
+        root = root_drive(found.config)
+        if root is None:
+            raise Conflict(
+                f"cannot configure VM {vmid}: it has no disk",
+                hint="see `agentlab template check`",
+            )
+        if not any(drive.cloudinit for drive in parse_drives(found.config)):
+            raise Conflict(
+                f"cannot configure VM {vmid}: its template has no cloud-init drive",
+                hint="see `agentlab template check`",
+            )
+        larger = root.size < spec.disk
+        if not (changed or surplus or larger):
+            return
+        if self._power(found.node, vmid) is not Power.STOPPED:
+            raise Conflict(f"cannot configure VM {vmid}: it has power")
+        if larger:  # first: a tag says that all of it was done
+            self._api.act(
+                "PUT",
+                f"{found.path}/resize",
+                {"disk": root.key, "size": f"{spec.disk}M"},
+                what=f"cannot make the disk of VM {vmid} larger",
+                turns=self._turn(found.node),
+            )
+        if changed or surplus:
+            params: dict[str, str | int] = dict(changed)
+            params.update({"delete": ",".join(surplus)} if surplus else {})
+            self._api.change(
+                "PUT", f"{found.path}/config", params, what=f"cannot configure VM {vmid}"
+            )
+
+    # --- power ---
+
+    def start(self, vmid: int, *, owner: str) -> None:
+        self._settled(lambda: self._start(vmid, owner))
+
+    def _start(self, vmid: int, owner: str) -> None:
+        found = self._inventory.ours(vmid, owner, "start")
+        if tagged_owner(found.config.get("tags"), vmid) != owner.lower():
+            raise Conflict(f"cannot start VM {vmid}: it was never configured")
+        if self._settings.node and found.node != self._settings.node:
+            raise Conflict(
+                f"cannot start VM {vmid}: it is on node {found.node}, and the rules that fence "
+                f"it are in place on node {self._settings.node} only",
+                hint=f"migrate it: qm migrate {vmid} {self._settings.node}, as root on {found.node}",
+            )
+        try:
+            self._api.act(
+                "POST",
+                f"{found.path}/status/start",
+                what=f"cannot start VM {vmid}",
+                turns=self._turn(found.node),
+            )
+        except Running:
+            if self._power(found.node, vmid) is Power.PAUSED:
+                self._resume(found)
+
+    def shutdown(self, vmid: int, *, owner: str, timeout: float) -> bool:
+        found = self._inventory.ours(vmid, owner, "shut down")
+        if self._power(found.node, vmid) is Power.STOPPED:
+            return True
+        try:
+            self._settled(
+                lambda: self._api.act(
+                    "POST",
+                    f"{found.path}/status/shutdown",
+                    {"timeout": max(1, int(timeout))},  # without it: ten minutes
+                    what=f"cannot shut down VM {vmid}",
+                    turns=self._turn(found.node),
+                    patience=timeout + self._settings.patience,
+                )
+            )
+        except PowerdownTimeout:
+            return False
+        except NotRunning:
+            return True
+        return self._power(found.node, vmid) is Power.STOPPED
+
+    def stop(self, vmid: int, *, owner: str) -> None:
+        self._settled(lambda: self._stop(vmid, owner))
+
+    def _stop(self, vmid: int, owner: str) -> None:
+        try:
+            found = self._inventory.ours(vmid, owner, "stop")
+        except NotFound:
+            return
+        self._off(found)
+
+    def _off(self, found: Found) -> None:
+        if self._power(found.node, found.vmid) is not Power.STOPPED:
+            self._api.act(
+                "POST",
+                f"{found.path}/status/stop",
+                what=f"cannot stop VM {found.vmid}",
+                turns=self._turn(found.node),
+            )
+
+    def pause(self, vmid: int, *, owner: str) -> None:
+        self._switch(vmid, owner, "pause", Power.PAUSED)
+
+    def resume(self, vmid: int, *, owner: str) -> None:
+        self._switch(vmid, owner, "resume", Power.RUNNING)
+
+    def _switch(self, vmid: int, owner: str, verb: str, wanted: Power) -> None:
+        def attempt() -> None:
+            found = self._inventory.ours(vmid, owner, verb)
+            power = self._power(found.node, vmid)
+            if power is Power.STOPPED:
+                raise Conflict(f"cannot {verb} VM {vmid}: it has no power")
+            if power is wanted:
+                return
+            if wanted is Power.RUNNING:
+                self._resume(found)
+            else:
+                self._api.act(
+                    "POST",
+                    f"{found.path}/status/suspend",
+                    what=f"cannot pause VM {vmid}",
+                    turns=self._turn(found.node),
+                )
+
+        self._settled(attempt)
+
+    def _resume(self, found: Found) -> None:
+        self._api.act(
+            "POST",
+            f"{found.path}/status/resume",
+            what=f"cannot resume VM {found.vmid}",
+            turns=self._turn(found.node),
+        )
+
+    # --- destroy ---
+
+    def destroy(self, vmid: int, *, owner: str) -> None:
+        self._settled(lambda: self._destroy(vmid, owner))
+
+    def _destroy(self, vmid: int, owner: str) -> None:
+        try:
+            found = self._inventory.ours(vmid, owner, "destroy")
+        except NotFound:
+            return
+        if found.lock == "clone":
+            if self._clone_runs(found):
+                raise Busy(f"cannot destroy VM {vmid}: its clone still runs")
+            self._bury(found)
+            return
+        self._remove(found)
+
+    def _remove(self, found: Found) -> None:
+        """Without the sweep for other disks of this VMID: they would not be proven to be ours."""
+        try:
+            self._off(found)
+            self._keep_volumes(found)
+            self._api.act(
+                "DELETE",
+                found.path,
+                {"purge": True},
+                what=f"cannot destroy VM {found.vmid}",
+                turns=self._turn(found.node),
+            )
+        except NoSuchVM:
+            return
+
+    def _keep_volumes(self, found: Found) -> None:
+        """Work disks are detached first, though destroying the machine would leave them."""
+        held = [
+            drive.key
+            for drive in parse_drives(found.config)
+            if volume_owner(drive.volid)[0] not in (0, found.vmid)
+        ]
+        if held:
+            self._api.change(
+                "PUT",
+                f"{found.path}/config",
+                {"delete": ",".join(held)},
+                what=f"cannot detach the volumes of VM {found.vmid}",
+            )

@@ -1,0 +1,145 @@
+"""Snapshots of machines of Proxmox.
+
+A work disk is part of what Proxmox snapshots and rolls back, so it has to be detached before:
+a rollback would rewind it, or drop it into `unused0`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from agentlab.errors import Conflict, NotFound
+from agentlab.hypervisor.base import Power
+from agentlab.hypervisor.proxmox.inventory import Found
+from agentlab.hypervisor.proxmox.machines import ProxmoxMachines
+from agentlab.hypervisor.proxmox.names import check_snapshot, parse_drives, volume_owner
+from agentlab.hypervisor.proxmox.transport import NoSuchSnapshot
+
+_CHANGES_DISK = ("qmstart", "qmrollback", "resize", "hastart")
+
+
+class ProxmoxSnapshots(ProxmoxMachines):
+    """Implements `base.Snapshots`."""
+
+    def snapshot(self, vmid: int, name: str, *, owner: str) -> None:
+        check_snapshot(name)
+        self._settled(lambda: self._snapshot(vmid, name, owner))
+
+    def _snapshot(self, vmid: int, name: str, owner: str) -> None:
+        found = self._inventory.ours(vmid, owner, "take a snapshot of")
+        _refuse_volumes(found, "take a snapshot of")
+        if self._power(found.node, vmid) is not Power.STOPPED:
+            raise Conflict(f"cannot take a snapshot of VM {vmid}: it has power")
+        there = {entry.name: entry for entry in self._list(found)}
+        if name in there:
+            if self._unchanged(found, there[name].time):
+                return
+            raise Conflict(
+                f"cannot take snapshot {name} of VM {vmid}: there is one of that name already",
+                hint="choose another name, or delete that one first",
+            )
+        self._api.act(
+            "POST",
+            f"{found.path}/snapshot",
+            {"snapname": name, "description": "made by AgentLab"},
+            what=f"cannot take snapshot {name} of VM {vmid}",
+            turns=self._turn(found.node),
+        )
+
+    def _unchanged(self, found: Found, since: int) -> bool:
+        """Whether the disk cannot have changed since the snapshot: nothing ran in between."""
+        tasks = self._api.get(
+            f"/nodes/{found.node}/tasks",
+            what=f"cannot read the tasks of VM {found.vmid}",
+            vmid=found.vmid,
+            since=since,
+            limit=500,
+            source="all",
+        )
+        return isinstance(tasks, list) and not any(
+            task.get("type") in _CHANGES_DISK and int(task.get("starttime", 0)) >= since
+            for task in tasks
+        )
+
+    def rollback(self, vmid: int, name: str, *, owner: str) -> None:
+        check_snapshot(name)
+        self._settled(lambda: self._rollback(vmid, name, owner))
+
+    def _rollback(self, vmid: int, name: str, owner: str) -> None:
+        found = self._inventory.ours(vmid, owner, "roll back")
+        _refuse_volumes(found, "roll back")
+        if name not in [entry.name for entry in self._list(found)]:
+            raise NotFound(f"cannot roll back VM {vmid}: it has no snapshot {name}")
+        if self._power(found.node, vmid) is not Power.STOPPED:
+            raise Conflict(f"cannot roll back VM {vmid}: it has power")
+        self._api.act(
+            "POST",
+            f"{found.path}/snapshot/{name}/rollback",
+            what=f"cannot roll back VM {vmid} to {name}",
+            turns=self._turn(found.node),
+        )
+
+    def snapshots(self, vmid: int) -> Sequence[str]:
+        found = self._inventory.find(vmid)
+        if found is None:
+            raise NotFound(f"cannot list the snapshots of VM {vmid}: there is no such VM")
+        return [entry.name for entry in self._list(found)]
+
+    def delete_snapshot(self, vmid: int, name: str, *, owner: str) -> None:
+        check_snapshot(name)
+        self._settled(lambda: self._delete_snapshot(vmid, name, owner))
+
+    def _delete_snapshot(self, vmid: int, name: str, owner: str) -> None:
+        found = self._inventory.ours(vmid, owner, "delete a snapshot of")
+        if name not in [entry.name for entry in self._list(found)]:
+            return
+        try:
+            self._api.act(
+                "DELETE",
+                f"{found.path}/snapshot/{name}",
+                what=f"cannot delete snapshot {name} of VM {vmid}",
+                turns=self._turn(found.node),
+            )
+        except NoSuchSnapshot:
+            return
+
+    def _list(self, found: Found) -> list[_Entry]:
+        what = f"cannot list the snapshots of VM {found.vmid}"
+        return parse_snapshots(self._api.get(f"{found.path}/snapshot", what=what))
+
+
+class _Entry:
+    """A snapshot: its name, when it was taken (seconds since the epoch), and its parent."""
+
+    __slots__ = ("name", "parent", "time")
+
+    def __init__(self, name: str, time: int, parent: str) -> None:
+        self.name, self.time, self.parent = name, time, parent
+
+
+def parse_snapshots(data: object) -> list[_Entry]:
+    """`GET …/snapshot`, oldest first; those of the same second by their line of descent."""
+    entries = [
+        _Entry(str(entry["name"]), int(entry.get("snaptime") or 0), str(entry.get("parent") or ""))
+        for entry in (data if isinstance(data, list) else [])
+        if isinstance(entry, Mapping) and entry.get("name") not in (None, "current")
+    ]
+    parents = {entry.name: entry.parent for entry in entries}
+
+    def depth(name: str) -> int:
+        steps = 0
+        while name in parents and steps <= len(parents):
+            name, steps = parents[name], steps + 1
+        return steps
+
+    return sorted(entries, key=lambda entry: (entry.time, depth(entry.name)))
+
+
+def _refuse_volumes(found: Found, verb: str) -> None:
+    held = [drive for drive in parse_drives(found.config) if volume_owner(drive.volid)[0]]
+    if held:
+        raise Conflict(
+            f"cannot {verb} VM {found.vmid}: volume {held[0].volid} is attached to it, and would "
+            "be a part of it",
+            hint="detach the workspace first: agentlab workspace detach",
+        )
