@@ -60,6 +60,14 @@ class Part:
     def _turn(self, node: str) -> list[Resource]:
         return [Resource("node", node)]
 
+    def _nodes_online(self) -> list[str]:
+        nodes = self._inventory.resources().nodes.values()
+        allowed = self._settings.allowed
+        near = [
+            node.name for node in nodes if node.online and (not allowed or node.name in allowed)
+        ]
+        return near or [node.name for node in nodes if node.online]
+
 
 class ProxmoxMachines(Part):
     """Implements `base.Machines`."""
@@ -224,14 +232,6 @@ class ProxmoxMachines(Part):
             if attempt == 0:
                 time.sleep(_FINISHED)
         return False
-
-    def _nodes_online(self) -> list[str]:
-        nodes = self._inventory.resources().nodes.values()
-        allowed = self._settings.allowed
-        near = [
-            node.name for node in nodes if node.online and (not allowed or node.name in allowed)
-        ]
-        return near or [node.name for node in nodes if node.online]
 
     def _bury(self, found: Found) -> None:
         """Takes away what a clone that died has left: it carries our mark and a lock."""

@@ -1,0 +1,267 @@
+"""Volumes of Proxmox that outlive machines: allotted under numbers of their own.
+
+Proxmox itself guards nothing here: it attaches one volume to two machines, and frees one that is
+attached.  The name carries the owner, since the allotting call writes nothing else.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+
+from agentlab.errors import Conflict, Invalid, NotFound, NotOurs, Unavailable, Unsupported
+from agentlab.hypervisor.base import Volume
+from agentlab.hypervisor.proxmox.inventory import Found
+from agentlab.hypervisor.proxmox.machines import Part
+from agentlab.hypervisor.proxmox.names import (
+    check_snapshot,
+    parse_drives,
+    volume_name,
+    volume_owner,
+)
+from agentlab.hypervisor.proxmox.node import Storage, parse_storage
+from agentlab.hypervisor.proxmox.transport import Exists, NoSuchVolume
+
+WORK = "scsi1"  # the drive that a work disk is; a template keeps it free
+# Storages whose volumes are files below a directory (PVE::Storage::*Plugin), so that a volume's
+# name has an ending and qcow2 can be chosen.
+_FILES = ("dir", "nfs", "cifs", "glusterfs", "btrfs")
+
+
+class ProxmoxVolumes(Part):
+    """Implements `base.Volumes`."""
+
+    def volumes(self, *, owner: str) -> Sequence[Volume]:
+        attached: dict[str, list[int]] = {}
+        for found in self._machines(owner):
+            for drive in parse_drives(found.config):
+                attached.setdefault(drive.volid, []).append(found.vmid)
+        return [
+            Volume(volid, size, tuple(attached.get(volid, ())))
+            for volid, size in self._content(owner).items()
+        ]
+
+    def _content(self, owner: str) -> dict[str, int]:
+        """Volumes with this owner's name on all storages of the node: size in MiB by volid."""
+        listed = self._api.get(
+            f"/nodes/{self._node}/storage", what="cannot list the storages", content="images"
+        )
+        found: dict[str, int] = {}
+        for entry in listed if isinstance(listed, list) else []:
+            if str(entry.get("active", 0)) != "1":
+                raise Unavailable(f"cannot list volumes: storage {entry['storage']} is not active")
+            path = f"/nodes/{self._node}/storage/{entry['storage']}/content"
+            what = f"cannot list the volumes of {entry['storage']}"
+            volumes = self._api.get(path, what=what, content="images")
+            for volume in volumes if isinstance(volumes, list) else []:
+                if volume_owner(str(volume["volid"]))[1] == owner:
+                    found[str(volume["volid"])] = int(volume.get("size") or 0) >> 20
+        return found
+
+    @property
+    def _node(self) -> str:
+        if self._settings.node:
+            return self._settings.node
+        return min(self._settings.allowed or self._nodes_online())
+
+    def _machines(self, owner: str) -> list[Found]:
+        """Our machines with their configurations, each read now."""
+        ours = [each.vmid for each in self._inventory.machines() if each.owner == owner.lower()]
+        found = (self._inventory.find(vmid) for vmid in ours)
+        return [each for each in found if each is not None and each.owner == owner]
+
+    def _holders(self, volid: str, owner: str) -> list[int]:
+        return [
+            found.vmid
+            for found in self._machines(owner)
+            if any(drive.volid == volid for drive in parse_drives(found.config))
+        ]
+
+    def _storage(self, name: str) -> Storage:
+        what = f"cannot read the configuration of storage {name}"
+        return parse_storage(self._api.get(f"/storage/{name}", what=what))
+
+    def allot(self, number: int, size: int, *, storage: str = "", owner: str) -> str:
+        if number not in self._settings.volume_vmids:
+            raise Invalid(f"cannot make volume {number}: it is outside of volume_vmids")
+        if size < 1:
+            raise Invalid(f"cannot make volume {number}: it needs at least 1 MiB")
+        name = storage or self._settings.storage
+        if not name:
+            raise Invalid(
+                "cannot make a volume: no storage is named",
+                hint="set proxmox.storage in the settings, or name one",
+            )
+        return self._settled(lambda: self._allot(self._storage(name), number, size, owner))
+
+    def _allot(self, storage: Storage, number: int, size: int, owner: str) -> str:
+        if "images" not in storage.content:
+            raise Unsupported(
+                f"cannot make a volume on storage {storage.id}: it takes no disk images",
+                hint=f"pvesm set {storage.id} --content images,…",
+            )
+        files = storage.type in _FILES
+        filename = volume_name(number, owner, ".qcow2" if files else "")
+        params: dict[str, str | int] = {
+            "vmid": number,
+            "filename": filename,
+            "size": f"{size}M",
+            "format": "qcow2" if files else "raw",
+        }
+        path = f"/nodes/{self._node}/storage/{storage.id}/content"
+        try:
+            made = self._api.change("POST", path, params, what=f"cannot make volume {number}")
+        except Exists:
+            inner = f"{number}/{filename}" if files else filename
+            return f"{storage.id}:{inner}"
+        return str(made)
+
+    def attach(self, vmid: int, volid: str, *, owner: str) -> None:
+        self._need_ours(volid, owner, "attach")
+        self._settled(lambda: self._attach(vmid, volid, owner))
+
+    def _attach(self, vmid: int, volid: str, owner: str) -> None:
+        found = self._inventory.ours(vmid, owner, "attach a volume to")
+        held = {drive.key: drive for drive in parse_drives(found.config)}
+        if WORK in held and held[WORK].volid == volid:
+            return
+        if WORK in held:
+            raise Conflict(f"cannot attach {volid} to VM {vmid}: it has {held[WORK].volid} already")
+        others = [each for each in self._holders(volid, owner) if each != vmid]
+        if others:
+            raise Conflict(
+                f"cannot attach {volid} to VM {vmid}: VM {others[0]} has it",
+                hint="detach it there first",
+            )
+        self._api.change(
+            "PUT",
+            f"{found.path}/config",
+            {WORK: f"{volid},discard=on,serial=work"},
+            what=f"cannot attach {volid} to VM {vmid}",
+        )
+
+    def detach(self, vmid: int, volid: str, *, owner: str) -> None:
+        self._need_ours(volid, owner, "detach")
+        self._settled(lambda: self._detach(vmid, volid, owner))
+
+    def _detach(self, vmid: int, volid: str, owner: str) -> None:
+        try:
+            found = self._inventory.ours(vmid, owner, "detach a volume from")
+        except NotFound:
+            return
+        keys = [drive.key for drive in parse_drives(found.config) if drive.volid == volid]
+        keys += [
+            key
+            for key, value in found.config.items()
+            if key.startswith("unused") and str(value).partition(",")[0] == volid
+        ]
+        if keys:
+            self._api.change(
+                "PUT",
+                f"{found.path}/config",
+                {"delete": ",".join(keys)},
+                what=f"cannot detach {volid} from VM {vmid}",
+            )
+
+    def free(self, volid: str, *, owner: str) -> None:
+        self._need_ours(volid, owner, "free")
+        self._settled(lambda: self._free(volid, owner))
+
+    def _free(self, volid: str, owner: str) -> None:
+        self._need_detached(volid, owner, "free")
+        path = f"/nodes/{self._node}/storage/{volid.partition(':')[0]}/content/{volid}"
+        try:
+            self._api.act("DELETE", path, what=f"cannot free {volid}", turns=self._turn(self._node))
+        except NoSuchVolume:
+            return
+
+    def _need_ours(self, volid: str, owner: str, verb: str) -> int:
+        """The volume's number when its name carries this owner; NotOurs."""
+        number, name = volume_owner(volid)
+        if name != owner:
+            whose = f"the installation {name}" if name else "someone else"
+            raise NotOurs(f"cannot {verb} volume {volid}: it belongs to {whose}")
+        return number
+
+    def _need_detached(self, volid: str, owner: str, verb: str) -> None:
+        holders = self._holders(volid, owner)
+        if holders:
+            raise Conflict(
+                f"cannot {verb} {volid}: it is attached to VM {holders[0]}",
+                hint="detach it first",
+            )
+
+    # --- what REST lacks, by the node's own programs ---
+
+    def _tool(self, volid: str, owner: str, verb: str) -> tuple[Storage, str]:
+        """Storage and volume name for a tool that works on a detached volume of ours."""
+        self._need_ours(volid, owner, verb)
+        name, _, volume = volid.partition(":")
+        storage = self._storage(name)
+        self._tools.check(storage, volume, verb)  # Unsupported, before anything is done
+        if not self._tools.available_on(self._node):
+            raise Unsupported(
+                f"cannot {verb} volume {volid}: Proxmox's API has no call for it, and agentlabd "
+                f"does not run as root on node {self._node}"
+            )
+        self._need_detached(volid, owner, verb)
+        return storage, volume
+
+    def move(self, volid: str, storage: str, *, owner: str) -> str:
+        """By a copy: the old one goes when the new one is whole."""
+        number = self._need_ours(volid, owner, "move")
+        if volid.partition(":")[0] == storage:
+            return volid
+        sizes = self._content(owner)
+        if volid not in sizes:
+            moved = [each for each in sizes if each.startswith(f"{storage}:")]
+            there = next((each for each in moved if volume_owner(each) == (number, owner)), None)
+            if there is None:
+                raise NotFound(f"cannot move volume {volid}: there is no such volume")
+            return there
+        source, volume = self._tool(volid, owner, "copy")
+        made = self.allot(number, sizes[volid], storage=storage, owner=owner)
+        target = self._storage(storage)
+        self._tools.check(target, made.partition(":")[2], "copy")
+        self._tools.copy(source, volume, target, made.partition(":")[2])
+        self.free(volid, owner=owner)
+        return made
+
+    def grow(self, volid: str, size: int, *, owner: str) -> None:
+        have = self._content(owner).get(volid)
+        if have is None:
+            raise NotFound(f"cannot make volume {volid} larger: there is no such volume")
+        if size < have:
+            raise Invalid(f"cannot make volume {volid} smaller: it has {have} MiB")
+        if size > have:
+            storage, volume = self._tool(volid, owner, "grow")
+            self._tools.grow(storage, volume, size)
+
+    def snapshot_volume(self, volid: str, name: str, *, owner: str) -> None:
+        check_snapshot(name)
+        storage, volume = self._tool(volid, owner, "snapshot")
+        self._tools.snapshot(storage, volume, name)
+
+    def rollback_volume(self, volid: str, name: str, *, owner: str) -> None:
+        check_snapshot(name)
+        storage, volume = self._tool(volid, owner, "rollback")
+        self._tools.rollback(storage, volume, name)
+
+    def delete_volume_snapshot(self, volid: str, name: str, *, owner: str) -> None:
+        check_snapshot(name)
+        storage, volume = self._tool(volid, owner, "delete_snapshot")
+        self._tools.delete_snapshot(storage, volume, name)
+
+    def volume_snapshots(self, volid: str, *, owner: str) -> Sequence[str]:
+        storage, volume = self._tool(volid, owner, "snapshots")
+        return self._tools.snapshots(storage, volume)
+
+    def clone_volume(self, volid: str, number: int, *, snapshot: str = "", owner: str) -> str:
+        if number not in self._settings.volume_vmids:
+            raise Invalid(f"cannot make volume {number}: it is outside of volume_vmids")
+        storage, volume = self._tool(volid, owner, "clone")
+        ending = posixpath.splitext(volume)[1] if "/" in volume else ""
+        name = volume_name(number, owner, ending)
+        target = f"{number}/{name}" if "/" in volume else name
+        self._tools.clone(storage, volume, target, snapshot=snapshot)
+        return f"{storage.id}:{target}"
