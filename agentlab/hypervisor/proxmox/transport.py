@@ -17,6 +17,7 @@ from agentlab.errors import (
     Conflict,
     Denied,
     Internal,
+    Invalid,
     NotFound,
     Unavailable,
     Unsupported,
@@ -29,6 +30,8 @@ Parameter = str | int | bool | Sequence[str]
 Parameters = Mapping[str, Parameter]
 
 _LONGEST = 400  # characters of Proxmox's own words that an error carries
+_MOST = 64 << 10  # characters that are looked at
+_PLACE = re.compile(r" at /usr/share/perl5/\S+ line \d+(?:, <\w*> line \d+)?\.?$")
 
 
 class Transport(Protocol):
@@ -161,51 +164,114 @@ class Text:
 _AGENT_HINT = (
     "is qemu-guest-agent installed and running in the guest, and `agent: 1` in its config?"
 )
+_STORAGE_HINT = "see `pvesm status`"
+_CLUSTER_HINT = "see `pvecm status`"
 TEXTS: tuple[Text, ...] = (
+    # First, what holds words of the guest: it must not be able to speak for Proxmox.
+    Text(r"Agent error: Invalid parameter 'pid'", NoSuchPid),
+    Text(r"Agent error: ", Refused),
+    Text(r"qmp command 'guest-[a-z-]+' failed", AgentSilent, _AGENT_HINT),
+    Text(r"QEMU guest agent is not running", AgentSilent, _AGENT_HINT),
+    Text(r"No QEMU guest agent configured", AgentSilent, _AGENT_HINT),
+    # What is not there, and what is there already
     Text(r"Configuration file 'nodes/[^']*' does not exist", NoSuchVM),
     Text(r"unable to find configuration file for VM \d+", NoSuchVM),
     Text(r"unable to create VM \d+: config file already exists", Exists),
     Text(r"VM \d+ already exists", Exists),
     Text(r"disk image '[^']*' already exists", Exists),
+    Text(
+        r'Logical Volume "[^"]*" already exists|dataset already exists|\(17\) File exists',
+        Exists,
+        "a volume was left behind under this VMID; see `pvesm list`",
+    ),
     Text(r"snapshot name '[^']*' already used", Exists),
     Text(r"snapshot '[^']*' does not exist", NoSuchSnapshot),
+    Text(r"no such task|unable to parse worker upid", NoSuchTask),
+    Text(r"storage '[^']*' does not exist|No such storage", NotFound, _STORAGE_HINT),
+    Text(r"volume '[^']*' does not exist|Failed to find logical volume", NoSuchVolume),
+    Text(r"iface: interface does not exist", NotFound),
+    Text(
+        r"pool '[^']*' does not exist",
+        Denied,
+        "make the pool, or name another one in the settings",
+    ),
+    # Locks and full queues
     Text(r"VM is locked \((?P<lock>[a-z-]+)\)", Locked, "wait for what holds the lock"),
-    Text(r"can't lock file '[^']*' - got timeout", LockTimeout),
+    Text(r"can't lock file '[^']*'|Failed to obtain guest migration lock", LockTimeout),
     Text(r"cfs-lock '[^']*' error: got lock request timeout", LockTimeout),
     Text(r"got no worker upid", NoWorker),
+    # Power
     Text(r"VM \d+ already running", Running),
     Text(r"VM \d+ is running - destroy failed", Running),
+    Text(r"if VM is running|: vm is running", Running),
     Text(r"VM \d+ (?:is )?not running", NotRunning),
-    Text(r"if it's a template|can't convert a template to a template", Template),
-    Text(r"is still in use by linked clone", InUse, "destroy the linked clones first"),
+    Text(r"if (?:it's|vm is) a template|can't convert a template to a template", Template),
     Text(r"VM quit/powerdown failed", PowerdownTimeout),
-    Text(r"QEMU guest agent is not running", AgentSilent, _AGENT_HINT),
-    Text(r"No QEMU guest agent configured", AgentSilent, _AGENT_HINT),
-    Text(r"Agent error: Invalid parameter 'pid'", NoSuchPid),
-    Text(r"qmp command 'guest-[a-z-]+' failed", AgentSilent, _AGENT_HINT),
-    Text(r"Agent error: ", Refused),
-    Text(r"no such task|unable to parse worker upid", NoSuchTask),
-    Text(r"storage '[^']*' does not exist|No such storage", NotFound, "see `pvesm status`"),
-    Text(r"volume '[^']*' does not exist", NoSuchVolume),
-    Text(r"storage '[^']*' is not (?:online|available)", Unavailable, "see `pvesm status`"),
-    Text(r"storage '[^']*' is disabled", Unavailable, "see `pvesm status`"),
+    # Room, slowness, and what the node or the cluster lacks
     Text(
-        r"No space left on device|not enough (?:free )?space|out of space|insufficient free space",
+        r"No space left on device|Disk quota exceeded|out of space|[Nn]ot enough (?:free )?space"
+        r"|[Ii]nsufficient free space|free space in thin pool .* reached threshold",
         StorageFull,
         "free some space on the storage, or name another one in the settings",
     ),
+    Text(r"storage '[^']*' is not (?:online|available)", Unavailable, _STORAGE_HINT),
+    Text(r"storage '[^']*' is disabled", Unavailable, _STORAGE_HINT),
+    Text(
+        r"unable to activate storage '|connection check for storage '", Unavailable, _STORAGE_HINT
+    ),
+    Text(
+        r"-locked command timed out|failed: got timeout|timeout waiting on systemd",
+        Unavailable,
+        "the node or its storage is slow or overloaded; let fewer operations run at one time",
+    ),
+    Text(
+        r"qmp command '[^']*' failed - (?:got timeout|unable to connect)",
+        Unavailable,
+        "the machine's QEMU does not answer: its node may be overloaded, or its storage gone",
+    ),
+    Text(r"[Cc]annot allocate memory", Unavailable, "the node has too little free memory"),
+    Text(r"no such cluster node|hostname lookup '[^']*' failed", NotReached, _CLUSTER_HINT),
+    Text(
+        r"cluster not ready - no quorum",
+        NotReached,
+        "the cluster lost its quorum; see `pvecm status`",
+    ),
+    # Within a task: what came before may have been done.
+    Text(r"cfs-lock '[^']*' error: (?:no quorum|pve cluster)", Unavailable, _CLUSTER_HINT),
+    Text(r"unexpected status|interrupted by signal", Unavailable),
+    # What the storage or the node cannot do
     Text(
         r"[Ll]inked clone feature is not (?:supported|available)",
         Unsupported,
         "make the machine a template with `agentlab template build`, or ask for full clones",
     ),
     Text(r"snapshot feature is not available", Unsupported, "use a storage that has snapshots"),
+    Text(
+        r"does not support vm images",
+        Unsupported,
+        "name a storage that takes disk images: `pvesm set <storage> --content images,…`",
+    ),
+    Text(
+        r"KVM virtualisation configured, but not available",
+        Unsupported,
+        "the node's processor, or the hypervisor around it, does not allow virtualisation",
+    ),
+    # What is refused as things are
+    Text(r"is still in use by linked clone", InUse, "destroy the linked clones first"),
+    Text(r"volume is still in use", Conflict, "a snapshot refers to it; delete that first"),
     Text(r"is not most recent snapshot", Conflict, "only the newest snapshot can be rolled back"),
-    Text(r"no such cluster node|hostname lookup '[^']*' failed", NotReached, "see `pvecm status`"),
-    Text(r"no quorum", NotReached, "the cluster has lost its quorum; see `pvecm status`"),
-    Text(r"only root can|Only root may|Only root can", Denied),
     Text(r"protection mode enabled", Conflict, "take the protection off in Proxmox"),
-    Text(r"unexpected status|interrupted by signal", Unavailable),
+    Text(r"checksum miss?match", Conflict, "somebody else has changed it just now; try again"),
+    Text(
+        r"bridge '[^']*' does not exist", Conflict, "make the bridge on that node, or name another"
+    ),
+    Text(r"hotplug problem", Refused),
+    Text(r"[Oo]nly root (?:can|may)", Denied, "no token may do that, not even one of root"),
+    Text(r"missing privileges to access", Denied, "the API token lacks a right on the storage"),
+    # What was wrong in the call
+    Text(r"shrinking disks is not supported", Invalid, "a disk can only become larger"),
+    Text(r"unable to use snapshot name '", Invalid, "take another name"),
+    Text(r"no options specified|parameter '[^']*' not allowed for", Internal),
 )
 _COMPILED = tuple((re.compile(text.pattern), text) for text in TEXTS)
 
@@ -217,30 +283,42 @@ def classify(
 
     `what` is a sentence's beginning ("cannot clone template 9000 to 1012").  `status` is the HTTP
     status, or 0 for the exit status of a task or the words of a program.  `errors` are the fields
-    that a 400 names.
+    that a 400 names.  `details` have `status` and `said`, and `lock` for Locked.
     """
-    words = said
     if errors:
-        words = "; ".join(f"{key}: {str(value).strip()}" for key, value in errors.items())
-    words = one_line(words.strip())[:_LONGEST] or f"status {status}"
-    message = f"{what}: {words}"
-    details: dict[str, object] = {"status": status, "said": words}
+        said = "\n".join(f"{key}: {str(value).strip()}" for key, value in errors.items())
+    words = _words(said)
+    shown = _shorten(words) or f"status {status}"
+    message = f"{what}: {shown}"
+    details: dict[str, object] = {"status": status, "said": shown}
     for pattern, text in _COMPILED:
         found = pattern.search(words)
         if found:
             details.update({key: value for key, value in found.groupdict().items() if value})
             return text.means(message, hint=text.hint, details=details)
-    return _by_status(what, status, words, details)
+    return _by_status(message, status, words, details)
 
 
-def _by_status(what: str, status: int, words: str, details: dict[str, object]) -> AgentLabError:
-    message = f"{what}: {words}"
+def _words(said: str) -> str:
+    """In one line, without the places in Proxmox's own source."""
+    lines = (_PLACE.sub("", line.strip()) for line in said[:_MOST].splitlines())
+    return one_line("; ".join(line for line in lines if line))
+
+
+def _shorten(words: str) -> str:
+    """Why it failed stands at the end, after what may be a whole command of QEMU."""
+    if len(words) <= _LONGEST:
+        return words
+    return f"{words[: _LONGEST // 2]} … {words[-_LONGEST // 2 :]}"
+
+
+def _by_status(message: str, status: int, words: str, details: dict[str, object]) -> AgentLabError:
     if status == 401:
         return Denied(
             message, hint="is the API token right, and not expired? see docs/how-to/proxmox.md",
             details=details,
         )  # fmt: skip
-    if status == 403:
+    if status == 403 or words.startswith("Permission check failed"):
         return Denied(message, hint=_right(words), details=details)
     if status == 400:
         return Internal(message, hint="Proxmox does not take what we sent", details=details)
