@@ -9,7 +9,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -64,11 +64,13 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     output: IO[bytes] | None = None,
+    watch: Callable[[], None] | None = None,
 ) -> Completed:
     """Runs a program to its end in a process group of its own, which a time-out kills whole.
 
     `timeout` is in seconds.  `env` is added to our own environment; LC_ALL is C.UTF-8.
     With `output`, stdout and stderr go to that file and `Completed` holds empty bytes.
+    `watch` is called about once a second while it runs; what it raises ends the program.
     Raises CommandFailed (with `check`), DeadlineExceeded, Unsupported when not installed.
     """
     words = tuple(str(word) for word in argv)
@@ -86,7 +88,7 @@ def run(
         raise _missing(words[0]) from missing
     _active.add(process)
     try:
-        stdout, stderr = process.communicate(stdin, timeout)
+        stdout, stderr = _communicate(process, stdin, timeout, watch)
     except BaseException as stopped:
         kill_group(process)
         if isinstance(stopped, subprocess.TimeoutExpired):
@@ -100,6 +102,25 @@ def run(
     if check and completed.status != 0:
         raise CommandFailed(completed)
     return completed
+
+
+def _communicate(
+    process: subprocess.Popen[bytes],
+    stdin: bytes | None,
+    timeout: float,
+    watch: Callable[[], None] | None,
+) -> tuple[bytes, bytes]:
+    if watch is None:
+        return process.communicate(stdin, timeout)
+    until = Deadline.after(timeout)
+    while True:
+        try:
+            return process.communicate(stdin, min(until.left, 1.0))
+        except subprocess.TimeoutExpired:
+            if until.passed:
+                raise
+            stdin = None  # it is taken the first time
+        watch()
 
 
 def end_active(grace: float) -> None:
