@@ -59,6 +59,12 @@ def bridge_mac(installation: str, bridge: str) -> str:
 def tap_name(bridge: str, vmid: int) -> str:
     """`tap<vmid>x<hh>`, at most 15 characters.
 
-    Proxmox's own are `tap<vmid>i0`; the two digits tell bridges of one host apart.
+    Those that a hypervisor makes itself are `tap_of(vmid)`; the two digits tell bridges of one
+    host apart.
     """
     return f"tap{_checked(vmid)}x{_digest(bridge)[:1].hex()}"
+
+
+def tap_of(vmid: int) -> str:
+    """The tap that Proxmox makes for a VM's first interface, when it gives it power."""
+    return f"tap{_checked(vmid)}i0"

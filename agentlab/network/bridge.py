@@ -272,6 +272,19 @@ def taps(settings: NetworkSettings) -> set[str]:
     }
 
 
+def check_port(settings: NetworkSettings, name: str) -> None:
+    """Conflict unless the tap is a port of the bridge itself: elsewhere our rules do not see it."""
+    found = _devices().get(name)
+    if found is not None and found.master == settings.bridge:
+        return
+    where = "is not on this host" if found is None else f"is on {found.master or 'no bridge'}"
+    raise Conflict(
+        f"the tap {name} {where}, and the rules that fence it are for {settings.bridge} here",
+        hint="agentlabd must run on the node that runs the VM, and its net0 must be on "
+        f"{settings.bridge} without firewall=1",
+    )
+
+
 def remove_tap(settings: NetworkSettings, name: str) -> None:
     """Absent: returns.  Not ours: Conflict."""
     remove_taps(settings, [name])

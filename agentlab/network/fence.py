@@ -17,8 +17,8 @@ ReadMembers = Callable[[], Sequence[Member]]
 class Fence:
     """One installation's network on this host.  All methods may be called from any thread.
 
-    A member's tap exists only when the kernel was seen to hold the rules for it; so a machine
-    cannot be given power outside the fence.
+    `sync` returns only when the kernel was seen to hold the rules for all members, and only then
+    may a machine be given power.  Where the taps are ours, a member's tap does not exist before.
     """
 
     def __init__(self, settings: NetworkSettings) -> None:
@@ -27,6 +27,7 @@ class Fence:
         self._calls = itertools.count(1)
         self._served = 0
         self._applied: tuple[Member, ...] | None = None  # what the kernel was last seen to hold
+        self._admitted: set[Member] = set()  # those for whom the bridge was seen to be in order
 
     def ensure(self) -> None:
         """Puts up rules that let nobody through, where there are none, and then the bridge.
@@ -56,8 +57,11 @@ class Fence:
 
     def _apply(self, members: Sequence[Member]) -> None:
         """Who leaves is shut out first, whatever there is against letting somebody in."""
-        wanted = {member.tap for member in members}
         plan_tables(self._settings, members)  # refuses a wrong list before anything changes
+        if not self._settings.own_taps:
+            self._apply_rules(members)
+            return
+        wanted = {member.tap for member in members}
         try:
             bridge.remove_taps(self._settings, bridge.taps(self._settings) - wanted)
         finally:  # a tap that will not go is one more reason to shut it out
@@ -68,6 +72,21 @@ class Fence:
         if not bridge.taps_ready(self._settings, wanted):
             bridge.ensure_bridge(self._settings)
             bridge.ensure_taps(self._settings, wanted)
+
+    def _apply_rules(self, members: Sequence[Member]) -> None:
+        """Rules alone: taps come and go with the power, and are not ours to touch."""
+        self._admitted.intersection_update(members)
+        nft.apply_ruleset(self._settings, members)
+        self._applied = tuple(members)
+        if any(member.mode is NetworkMode.NAT for member in members):
+            bridge.ensure_forwarding()
+        if not self._admitted.issuperset(members):
+            bridge.ensure_bridge(self._settings)
+            self._admitted.update(members)
+
+    def check_port(self, tap: str) -> None:
+        """Conflict unless this tap is a port of the bridge on this host, where the rules see it."""
+        bridge.check_port(self._settings, tap)
 
     def verify(self) -> None:
         """Raises Unavailable when the kernel's rules are not those that `sync` last put there.
@@ -84,7 +103,10 @@ class Fence:
         return bridge.taps(self._settings)
 
     def remove(self) -> None:
-        """Takes away all that is ours: taps first and rules last.  Absent is success."""
+        """Takes away all that is ours: taps first and rules last.  Absent is success.
+
+        No machine may have power when the taps are not ours: they stay, without rules.
+        """
         with self._lock:
             bridge.remove_taps(self._settings, bridge.taps(self._settings))
             bridge.remove_bridge(self._settings)

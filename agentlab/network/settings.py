@@ -35,7 +35,11 @@ PRIVATE = tuple(
 
 @dataclass(frozen=True, slots=True)
 class NetworkSettings:
-    """One installation's network.  `private` is never reachable, save port 53 of `dns`."""
+    """One installation's network.  `private` is never reachable, save port 53 of `dns`.
+
+    `own_taps`: we make the taps, isolate them, and take them away.  Without, the hypervisor makes
+    each one with the power, and puts it on the bridge: there are only our rules, which wait for it.
+    """
 
     installation: str
     bridge: str
@@ -45,6 +49,7 @@ class NetworkSettings:
     table: str = "agentlab"
     dns: tuple[IPv4Address, ...] = ()
     private: tuple[IPv4Network, ...] = PRIVATE
+    own_taps: bool = True
 
     def __post_init__(self) -> None:
         if not _INSTALLATION.fullmatch(self.installation):

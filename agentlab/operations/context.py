@@ -78,6 +78,10 @@ class World:
         """Puts taps and rules for exactly the sandboxes that are fenced in the database."""
         self.fence.sync(self._members)
 
+    def check_port(self, tap: str) -> None:
+        """Conflict unless the rules see this tap, which the hypervisor has made, on this host."""
+        self.fence.check_port(tap)
+
     def _members(self) -> Sequence[Member]:
         with self.store.read() as tx:
             return [

@@ -15,7 +15,7 @@ from agentlab.hypervisor.base import MachineSpec, Nic, Power
 from agentlab.model.job import JobEvent
 from agentlab.model.plan import Plan
 from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxEvent, SandboxState
-from agentlab.network.address import allot, mac_for, tap_name
+from agentlab.network.address import allot, mac_for, tap_name, tap_of
 from agentlab.operations.context import World
 from agentlab.store import jobs, operations, sandboxes
 from agentlab.store.db import Tx
@@ -64,9 +64,10 @@ class Provision:
     def reserve(self, call: Call) -> Result:
         """VMID, name, address, MAC and tap in one transaction; what the hypervisor has is skipped."""
         foreign = {machine.vmid for machine in self._world.hypervisor.inventory()}
-        return lambda tx: self._reserve(tx, call, foreign)
+        makes_taps = self._world.hypervisor.capabilities.makes_taps
+        return lambda tx: self._reserve(tx, call, foreign, makes_taps=makes_taps)
 
-    def _reserve(self, tx: Tx, call: Call, foreign: set[int]) -> Output:
+    def _reserve(self, tx: Tx, call: Call, foreign: set[int], *, makes_taps: bool) -> Output:
         wanted = wanted_of(call)
         live = sandboxes.live(tx)
         vmid = self._free_vmid({one.vmid for one in live} | foreign, sandboxes.last_vmid(tx))
@@ -85,7 +86,7 @@ class Provision:
             state=SANDBOX.initial,
             address=address,
             mac=mac_for(self._world.installation, vmid),
-            tap=tap_name(network.bridge, vmid),
+            tap=tap_of(vmid) if makes_taps else tap_name(network.bridge, vmid),
             network=wanted.plan.network,
             job=wanted.job,
             created=now,
@@ -166,7 +167,14 @@ class Provision:
         if not booting:
             with call.store.write() as tx:
                 sandboxes.transition(tx, vmid, SandboxEvent.BOOT, operation=call.operation.id)
-        self._world.hypervisor.start(vmid, owner=self._world.installation)
+        hypervisor, owner = self._world.hypervisor, self._world.installation
+        hypervisor.start(vmid, owner=owner)
+        if hypervisor.capabilities.makes_taps:
+            try:
+                self._world.check_port(call.text("reserve", "tap"))
+            except Conflict:
+                hypervisor.stop(vmid, owner=owner)  # at once: the undoing comes later
+                raise
         return None
 
     def stop(self, call: Call) -> Result:

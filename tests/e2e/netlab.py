@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from agentlab.model.profile import NetworkMode
-from agentlab.network.address import mac_for, tap_name
+from agentlab.network.address import mac_for, tap_name, tap_of
 from agentlab.network.fence import Fence
 from agentlab.network.settings import Member, NetworkSettings
 
@@ -195,21 +195,36 @@ class Lab:
         shell("ip", "-n", netns, "link", "set", "eth0", "up")
         return netns
 
+    def add_bridge(self, kind: str) -> None:
+        """The administrator's own, as Proxmox makes it from /etc/network/interfaces."""
+        name = self.settings.bridge
+        shell("ip", "-n", self.host, "link", "add", name, "type", *kind.split())
+        shell("ip", "-n", self.host, "address", "add", str(self.settings.interface), "dev", name)
+        shell("ip", "-n", self.host, "link", "set", name, "up")
+
     def member(self, number: int, mode: NetworkMode = NetworkMode.NAT) -> Member:
         vmid = 1000 + number
+        own = self.settings.own_taps
         return Member(
             vmid,
-            tap_name(self.settings.bridge, vmid),
+            tap_name(self.settings.bridge, vmid) if own else tap_of(vmid),
             mac_for(self.settings.installation, vmid),
             IPv4Address("10.77.0.0") + 10 + number,
             mode,
         )
 
     def attach(self, name: str, member: Member) -> Guest:
-        """A guest behind the tap of `member`, which `sync` has made."""
+        """A guest behind the tap of `member`, which `sync` has made.
+
+        Where the taps are not ours, it is made here, as Proxmox does it: with the power, up, a
+        port of the bridge, not isolated.
+        """
         netns = self.add_netns(name)
         far = inside(netns, lambda: open_tap("eth0"))
         near = inside(self.host, lambda: open_tap(member.tap))
+        if not self.settings.own_taps:
+            join = f"link set {member.tap} master {self.settings.bridge} up"
+            shell("ip", "-n", self.host, *join.split())
         pump = os.fork()
         if pump == 0:
             try:
@@ -295,8 +310,11 @@ def _serve_udp(echo: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def lab() -> Iterator[Lab]:
-    """The host with its bridge and fence, a LAN, a tailnet and the Internet, all with servers."""
+def lab(*, own_taps: bool = True, bridge: str = "") -> Iterator[Lab]:
+    """The host with its bridge and fence, a LAN, a tailnet and the Internet, all with servers.
+
+    With `bridge`, words of ip(8) for its kind, the bridge is there before the fence is.
+    """
     tag = f"al{uuid.uuid4().hex[:5]}"
     settings = NetworkSettings(
         installation="lab",
@@ -305,6 +323,7 @@ def lab() -> Iterator[Lab]:
         host=IPv4Address(HOST),
         guest_port=PORT,
         dns=(IPv4Address("192.168.77.53"),),
+        own_taps=own_taps,
     )
     world = Lab(tag, settings, Fence(settings))
     try:
@@ -320,6 +339,8 @@ def lab() -> Iterator[Lab]:
                 gateway = {"lan": HOST_LAN, "tail": HOST_TAILNET, "cloud": "169.254.7.2"}
                 near = next((a for end, a in gateway.items() if name.endswith(end)), HOST_OUTSIDE)
                 shell("ip", "-n", name, "route", "add", "10.77.0.0/16", "via", near)
+        if bridge:
+            world.add_bridge(bridge)
         inside(world.host, world.fence.ensure)
         for name in world.netns:
             world.serve(name)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agentlab.errors import Invalid, Unavailable
 from agentlab.model.profile import NetworkMode
-from agentlab.network.address import allot, bridge_mac, mac_for, tap_name
+from agentlab.network.address import allot, bridge_mac, mac_for, tap_name, tap_of
 from agentlab.network.settings import Member
 
 NET, HOST = IPv4Network("10.77.0.0/29"), IPv4Address("10.77.0.1")
@@ -64,6 +64,8 @@ def test_an_address_that_came_back_rests() -> None:
 def test_two_vmids_never_share_a_mac_or_a_tap(one: int, two: int) -> None:
     assert (mac_for("here", one) == mac_for("here", two)) == (one == two)
     assert (tap_name("vmbr1", one) == tap_name("vmbr1", two)) == (one == two)
+    assert (tap_of(one) == tap_of(two)) == (one == two)
+    assert tap_name("vmbr1", one) != tap_of(two)
 
 
 @given(st.text(min_size=1), st.text(min_size=1), VMIDS)
@@ -73,7 +75,9 @@ def test_macs_are_unicast_and_local_and_names_fit(name: str, bridge: str, vmid: 
     assert bridge_mac(name, bridge) != mac
     assert int(bridge_mac(name, bridge)[:2], 16) & 3 == 2
     assert len(tap_name(bridge, vmid)) <= 15
+    assert len(tap_of(vmid)) <= 15
     Member(vmid, tap_name(bridge, vmid), mac, HOST, NetworkMode.NAT)
+    Member(vmid, tap_of(vmid), mac, HOST, NetworkMode.NAT)
 
 
 @pytest.mark.parametrize("vmid", [0, -1, 1_000_000_000])
@@ -82,3 +86,5 @@ def test_what_is_no_vmid_is_refused(vmid: int) -> None:
         mac_for("here", vmid)
     with pytest.raises(Invalid):
         tap_name("vmbr1", vmid)
+    with pytest.raises(Invalid):
+        tap_of(vmid)

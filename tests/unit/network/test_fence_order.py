@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from types import SimpleNamespace
 from typing import Any
@@ -163,3 +163,49 @@ def test_the_watch_blames_nobody_for_what_we_do(
     assert host.rules == (A, B)
     assert "changed by others" in caplog.text
     assert fence_watch.check(world)
+
+
+RULES_ONLY = replace(SETTINGS, own_taps=False)
+
+
+def test_taps_that_are_not_ours_are_neither_made_nor_removed(host: Host) -> None:
+    fence = Fence(RULES_ONLY)
+    fence.sync(these(A, B))
+    assert (host.taps, host.rules) == (set(), (A, B))
+    assert SETTINGS.bridge in host.devices
+    for name in (A.tap, "tap4711i0"):
+        host.tap(name)
+    fence.sync(these(B))
+    assert (host.taps, host.rules) == ({A.tap, "tap4711i0"}, (B,))
+
+
+def test_without_rules_there_is_no_word_that_power_may_come(host: Host) -> None:
+    fence = Fence(RULES_ONLY)
+    host.refuse = Unavailable("cannot fence")
+    with pytest.raises(Unavailable, match="cannot fence"):
+        fence.sync(these(A))
+    assert host.devices == {}
+
+
+def test_rules_alone_let_nobody_in_beside_a_neighbour_and_everybody_out(host: Host) -> None:
+    fence = Fence(RULES_ONLY)
+    fence.sync(these(A, B))
+    host.neighbour()
+    fence.sync(these(A))
+    assert host.rules == (A,)
+    for _ in range(2):
+        with pytest.raises(Conflict, match="cannot use subnet"):
+            fence.sync(these(A, C))
+    fence.sync(these(A))
+
+
+def test_a_port_is_where_the_rules_see_it(host: Host) -> None:
+    fence = Fence(RULES_ONLY)
+    host.tap(A.tap)
+    fence.check_port(A.tap)
+    host.devices[A.tap]["master"] = "fwbr1001i0"
+    with pytest.raises(Conflict, match="is on fwbr1001i0") as refused:
+        fence.check_port(A.tap)
+    assert "firewall=1" in refused.value.hint
+    with pytest.raises(Conflict, match="is not on this host"):
+        fence.check_port(B.tap)

@@ -35,6 +35,13 @@ class FakeFence:
 
     members: list[Member] = field(default_factory=list)
     faults: list[Exception] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
+    elsewhere: list[Exception] = field(default_factory=list)
+
+    def check_port(self, tap: str) -> None:
+        self.checked.append(tap)
+        if self.elsewhere:
+            raise self.elsewhere.pop(0)
 
     def sync(self, read: Callable[[], list[Member]]) -> None:
         if self.faults:
@@ -394,3 +401,36 @@ def test_an_unknown_power_is_not_a_lost_sandbox(bench: Bench) -> None:
     time.sleep(0.3)
     bench.report(job)
     bench.until(job, JobState.COMPLETED)
+
+
+def makes_taps(bench: Bench) -> None:
+    bench.hypervisor.capabilities = replace(bench.hypervisor.capabilities, makes_taps=True)
+
+
+def test_a_tap_of_the_hypervisor_is_named_before_there_is_one(bench: Bench) -> None:
+    makes_taps(bench)
+    job = bench.create()
+    running = bench.until(job, JobState.RUNNING)
+    assert [member.tap for member in bench.fence.members] == [f"tap{running.vmid}i0"]
+    assert bench.hypervisor.specs[running.vmid].nic.tap == f"tap{running.vmid}i0"
+    assert bench.fence.checked == [f"tap{running.vmid}i0"]
+    bench.report(job)
+    bench.until(job, JobState.COMPLETED)
+    assert bench.clean()
+
+
+def test_a_machine_that_the_rules_do_not_see_loses_its_power_at_once(bench: Bench) -> None:
+    makes_taps(bench)
+    bench.fence.elsewhere = [Conflict("the tap is not on this host", hint="run it there")]
+    failed = bench.until(bench.create(), JobState.FAILED)
+    assert failed.reason == "the tap is not on this host (run it there)"
+    assert "ready" not in bench.hypervisor.calls
+    assert bench.clean()
+
+
+def test_a_machine_on_another_node_ends_its_job_with_that_sentence(bench: Bench) -> None:
+    words = "cannot start VM 1000: it is on node pve2, and its fence is on pve1"
+    bench.hypervisor.faults["start"] = [Conflict(words, hint="migrate it back, or destroy it")]
+    failed = bench.until(bench.create(), JobState.FAILED)
+    assert failed.reason == f"{words} (migrate it back, or destroy it)"
+    assert bench.clean()
