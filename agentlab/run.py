@@ -91,6 +91,10 @@ def run(
         stdout, stderr = _communicate(process, stdin, timeout, watch)
     except BaseException as stopped:
         kill_group(process)
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream:
+                with contextlib.suppress(OSError):
+                    stream.close()
         if isinstance(stopped, subprocess.TimeoutExpired):
             raise DeadlineExceeded(
                 f"{shlex.join(words[:6])} took longer than {timeout:g} s"

@@ -36,7 +36,15 @@ from typing import TYPE_CHECKING, Any
 
 from agentlab import run
 from agentlab.clock import Deadline, now
-from agentlab.errors import AgentLabError, Busy, DeadlineExceeded, Internal, Invalid, Unsupported
+from agentlab.errors import (
+    AgentLabError,
+    Busy,
+    DeadlineExceeded,
+    Internal,
+    Invalid,
+    Unavailable,
+    Unsupported,
+)
 from agentlab.hypervisor.base import ExecResult
 from agentlab.hypervisor.proxmox.transport import (
     LockTimeout,
@@ -132,7 +140,9 @@ class PveshTransport:
         deadline = Deadline.after(timeout)
         what = f"{method} {path}"
         if method == "GET" or is_quick(path):
-            return self._read(what, argv, deadline)
+            return self._read(
+                what, argv, deadline, lost=Unavailable if method == "GET" else ReplyLost
+            )
         status, stdout, stderr = self._change(what, argv, subject_of(path, params or {}), deadline)
         if status == 0:
             return parse_value(stdout)
@@ -165,7 +175,8 @@ class PveshTransport:
             _need("qm")
             options = ("--synchronous", "0", "--pass-stdin", "1")
             words = ["qm", "guest", "exec", str(vmid), *options, "--", *argv]
-            answer = self._read(what, words, Deadline.after(timeout), stdin=stdin.encode())
+            text = stdin.encode()
+            answer = self._read(what, words, Deadline.after(timeout), lost=ReplyLost, stdin=text)
         else:
             path = f"/nodes/{node}/qemu/{vmid}/agent/exec"
             answer = self.call("POST", path, {"command": list(argv)}, timeout=timeout)
@@ -177,26 +188,33 @@ class PveshTransport:
     # Calls without a task: killed at the time-out, which ends nothing but the wait.
 
     def _read(
-        self, what: str, argv: Sequence[str], deadline: Deadline, *, stdin: bytes | None = None
+        self,
+        what: str,
+        argv: Sequence[str],
+        deadline: Deadline,
+        *,
+        lost: type[Unavailable],
+        stdin: bytes | None = None,
     ) -> object:
+        timeout = max(deadline.left, 0.1)
         try:
-            done = run.run(
-                argv, timeout=max(deadline.left, 0.1), stdin=stdin, check=False, env=_ENVIRONMENT
-            )
+            done = run.run(argv, timeout=timeout, stdin=stdin, check=False, env=_ENVIRONMENT)
         except DeadlineExceeded as late:
-            raise ReplyLost(f"{what}: {late.message}") from late
+            raise lost(f"{what}: {late.message}") from late
+        if done.status < 0:
+            raise lost(f"{what}: its process was killed")
         if done.status != 0:
             raise _error(what, done.status, done.stderr)
         text = done.text.strip()
         if not text:
             return None
         try:
-            return json.loads(text)
+            value: object = json.loads(text)
         except ValueError:
             value = parse_value(done.stdout)
             if value is None:
-                raise ReplyLost(f"{what}: {argv[0]} said what is not JSON") from None
-            return value
+                raise lost(f"{what}: {argv[0]} said what is not JSON") from None
+        return value
 
     # Calls with a task.
 
@@ -425,7 +443,7 @@ def _fields(lines: Sequence[str]) -> dict[str, str]:
 
 
 def _error(what: str, status: int, stderr: bytes) -> AgentLabError:
-    if status < 0 or status - 128 in _SIGNALS:
+    if status - 128 in _SIGNALS:
         return ReplyLost(f"{what}: its process was killed")
     said = parse_error(stderr)
     words = said.words or f"it ended with status {status} and said nothing"
