@@ -182,11 +182,11 @@ class Front:
 
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(certfile, keyfile)
-        self.runner = web.AppRunner(self._build_app(), keepalive_timeout=5, access_log=None)
-        await self.runner.setup()
-        site = web.TCPSite(
-            self.runner, self.host, self.port, ssl_context=context, shutdown_timeout=0.5
+        self.runner = web.AppRunner(
+            self._build_app(), keepalive_timeout=5, access_log=None, shutdown_timeout=0.5
         )
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, self.host, self.port, ssl_context=context)
         await site.start()
         self.port = self.port or self.runner.addresses[0][1]
 
@@ -318,7 +318,8 @@ class Front:
         started: list[str] = []
         SPOKEN.set(spoken)
         STARTED.set(started)
-        await self.pause(self.pvesh_secs)
+        if request.headers[FOREGROUND] == "new":
+            await self.pause(self.pvesh_secs)
         answer = await self._pass(request, handler)
         told = json.loads(answer.text) if answer.text else {}
         stream = web.StreamResponse()
@@ -361,17 +362,17 @@ class Front:
         """`pvesh ls`: the children of a path, and what one may do with each."""
         if request.cookies.get("PVEAuthCookie") not in self.tickets:
             return web.Response(status=401)
-        match = pve_schema.load().match(request.query.get("path", "/"))
-        if match is None:
-            return web.json_response({"lines": None})
-        lines = []
         tree = pve_schema.load()
-        for name in sorted(tree.children(match.template)):
-            if name.startswith("{"):
-                continue
-            path = f"{match.template.rstrip('/')}/{name}"
+        asked = request.query.get("path", "/")
+        match = tree.match(asked)
+        if match is None and asked != "/":
+            return web.json_response({"lines": None})
+        parent = (match.template if match else "").rstrip("/")
+        lines = []
+        for name in tree.children(parent):
+            path = f"{parent}/{name}"
             methods = tree.paths.get(path, {})
-            flags = "D" if tree.children(path) else "-"
+            flags = "D" if any(other.startswith(path + "/") for other in tree.paths) else "-"
             for flag, method in (("r", "GET"), ("w", "PUT"), ("c", "POST"), ("d", "DELETE")):
                 flags += flag if method in methods else "-"
             lines.append(f"{flags}        {name}")

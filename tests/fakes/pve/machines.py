@@ -574,8 +574,11 @@ class Machines:
             volumes = self.storages[sid]["volumes"]
             volumes[volume_ref(wanted)[1]] = volumes.pop(volume_ref(volid)[1])
             volid = wanted
-        path = f"/var/lib/vz/images/{vmid}/{volid.rsplit('/', 1)[-1]}"
-        self.say(f"Formatting '{path}', {formatting(str(fmt), size, linked)}")
+        new = volid.rsplit("/", 1)[-1]
+        if linked is not None:
+            self.say(f"clone {linked}: images, {new}, {vmid} to {new} (base=../{linked})")
+        path = self._base_path(sid)
+        self.say(f"Formatting '{path}/images/{vmid}/{new}', {formatting(str(fmt), size, linked)}")
         return volid
 
     async def _free(self, volid: str) -> None:
@@ -666,7 +669,19 @@ class Machines:
     # ------------------------------------------------------------------------- resize
 
     def _routes_zz_machines(self) -> list[tuple[str, str, Any]]:
-        return [("PUT", "/nodes/{node}/qemu/{vmid}/resize", self._resize)]
+        one = "/nodes/{node}/qemu/{vmid}"
+        return [("PUT", one + "/resize", self._resize), ("GET", one + "/feature", self._feature)]
+
+    async def _feature(self, v: Values, user: str) -> Values:
+        """115, 256 to 258."""
+        vm = self._vm_on(v["node"], v["vmid"])
+        if vm is None:
+            raise die(not_found(v["node"], v["vmid"]))
+        has = self._qm_can_snapshot(vm.config)
+        if v["feature"] == "clone":
+            drives = drives_of(vm.config, skip_cdrom=True)
+            has = all(volume.rsplit("/", 1)[-1].startswith("base-") for _, volume, _ in drives)
+        return {"hasFeature": int(has), "nodes": [vm.node]}
 
     async def _resize(self, v: Values, user: str) -> str:
         """Always a UPID; what is wrong is said by the task (106, 286 to 296, 644)."""
@@ -968,8 +983,6 @@ class Machines:
             self.say(f"create linked clone of drive {key} ({volume})")
             image = "qcow2" if "." in name else known["format"]
             volid = self._allot(sid, vm.vmid, image, size, linked=name)
-            new = volid.rsplit("/", 1)[-1]
-            self.say(f"clone {name}: images, {new}, {vm.vmid} to {new} (base=../{name})")
         return join_drive(volid, {**props, "size": format_size(size)})
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from aiohttp import web
 from fakepve.model import FakeVm, PveError, TaskError
 from fakepve.routing import die
-from fakepve.server import FakePve
+from fakepve.server import FakePve, params
 
 from tests.fakes.pve.front import Fault, Front, LoadModel
 from tests.fakes.pve.guests import Agents, MissingProgram, SimulatedGuests
@@ -164,6 +164,7 @@ class ProxmoxNode(Front, Agents, Machines, Tasks, FakePve):
     async def _resources(self, request: web.Request) -> web.Response:
         """What pvestatd has not yet told of, or of a node that is away, has the status "unknown"
         and little else (654, 837); tags and template show."""
+        self._verify(request, await params(request))  # 056
         response = await super()._resources(request)
         items = json.loads(response.text)["data"]
         for item in items:

@@ -1,0 +1,316 @@
+"""A lab node: Proxmox's API and its rules by fakepve, carried out on real QEMU machines.
+
+Disks are qcow2 files in the form of a storage of type `dir`, guests boot from them by SeaBIOS
+with a cloud-init disc as Proxmox writes it, taps are named `tap<vmid>i0` and put on the bridge of
+net0, and the guest agent is the guest's own.  Needs root, QEMU, and a network namespace of its
+own with the bridge in it.
+
+    python -m tests.fakes.pve.lab DIRECTORY
+
+serves one until it is told to end, and says on its first line of output, as JSON, where: url, ca,
+token, and `programs`, a directory with stand-ins for pvesh and qm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from fakepve.model import FakeVm, PveError, TaskError
+from fakepve.qemu import drives_of, is_cdrom
+
+from agentlab.clock import Deadline
+from agentlab.errors import AgentLabError
+from agentlab.hypervisor.local import process
+from agentlab.hypervisor.local.agent import AgentRefused
+from tests.fakes.pve.guests import SILENT, MissingProgram
+from tests.fakes.pve.machine import Disk, Machine, Plan, Settings, disc
+from tests.fakes.pve.node import ProxmoxNode
+from tests.fakes.pve.programs import make_programs
+from tests.fakes.pve.serving import serve
+
+_WATCH = 0.5
+_ANSWER = 10.0
+
+
+class LabNode(ProxmoxNode):
+    """Times are real.  `directory` holds the storage and the machines' run directories."""
+
+    def __init__(self, directory: Path, **more: Any) -> None:
+        super().__init__(time_scale=1.0, **more)
+        self.directory = directory
+        self.storages[self.storage]["path"] = str(directory / "storage")
+        (directory / "storage/images").mkdir(parents=True, exist_ok=True)
+        (directory / "run").mkdir(exist_ok=True)
+        self._watcher: asyncio.Task[None] | None = None
+
+    # --- where things are ---
+
+    def path(self, volid: str) -> Path:
+        """The file of a volume; a linked clone's name has that of its base before it."""
+        folder, name = volid.partition(":")[2].split("/")[-2:]
+        return self.directory / "storage/images" / folder / name
+
+    def machine(self, vm: FakeVm) -> Machine:
+        directory = self.directory / "run" / str(vm.vmid)
+        directory.mkdir(exist_ok=True)
+        return Machine(directory, _uuid(vm))
+
+    # --- disks ---
+
+    def on_clone(self, source: FakeVm, vm: FakeVm, full: bool) -> None:
+        for key, volid, props in drives_of(vm.config):
+            if ":" not in volid:
+                continue
+            path, base = self.path(volid), str(source.config[key]).split(",")[0]
+            path.parent.mkdir(exist_ok=True)
+            if is_cdrom(volid, props):
+                path.touch()
+            elif full:
+                _qemu_img("convert", "-O", "qcow2", self.path(base), path)
+            else:
+                _qemu_img("create", "-f", "qcow2", "-F", "qcow2", "-b", self.path(base), path)
+
+    def on_allot(self, volid: str, size: int) -> None:
+        path = self.path(volid)
+        path.parent.mkdir(exist_ok=True)
+        _qemu_img("create", "-f", "qcow2", path, str(size))
+
+    def on_free(self, volid: str) -> None:
+        path = self.path(volid)
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
+
+    def on_resize(self, vm: FakeVm, disk: str, size: int) -> None:
+        _qemu_img("resize", self._file(vm, disk), str(size))
+
+    def on_snapshot(self, vm: FakeVm, name: str, memory: bool) -> None:
+        for path in self._disks(vm):
+            _qemu_img("snapshot", "-c", name, path)
+
+    def on_rollback(self, vm: FakeVm, name: str, memory: bool) -> None:
+        for path in self._disks(vm):
+            _qemu_img("snapshot", "-a", name, path)
+
+    def on_delete_snapshot(self, vm: FakeVm, name: str) -> None:
+        for path in self._disks(vm):
+            _qemu_img("snapshot", "-d", name, path)
+
+    def _qm_rename_volume(self, volid: str) -> str:
+        new: str = super()._qm_rename_volume(volid)
+        if new != volid and self.path(volid).exists():
+            self.path(volid).rename(self.path(new))
+        return new
+
+    def import_disk(self, source: Path, volid: str) -> int:
+        """Copies an image file into a volume; its size in bytes as the guest sees it."""
+        path = self.path(volid)
+        path.parent.mkdir(exist_ok=True)
+        _qemu_img("convert", "-O", "qcow2", source, path)
+        return int(json.loads(_qemu_img("info", "--output=json", path))["virtual-size"])
+
+    def _file(self, vm: FakeVm, key: str) -> Path:
+        return self.path(str(vm.config[key]).split(",")[0])
+
+    def _disks(self, vm: FakeVm) -> list[Path]:
+        found = drives_of(vm.config, skip_cdrom=True)
+        return [self.path(volid) for _, volid, _ in found if ":" in volid]
+
+    # --- power ---
+
+    def on_start(self, vm: FakeVm) -> None:
+        machine, config = self.machine(vm), vm.config
+        net = dict(part.partition("=")[::2] for part in str(config.get("net0", "")).split(","))
+        mac = net.get("virtio", "").lower()
+        disks = [
+            Disk(int(key.removeprefix("scsi")), self.path(volid), serial=props.get("serial", ""))
+            for key, volid, props in drives_of(config, skip_cdrom=True)
+        ]
+        plan = Plan(
+            vm.vmid, vm.name, machine.uuid, int(config.get("cores", 1)),
+            int(config.get("memory", 512)), (*disks, disc(machine.directory)),
+            tap=f"tap{vm.vmid}i0" if mac else "", mac=mac,
+        )  # fmt: skip
+        words = {key: str(config.get(key, "")) for key in ("ipconfig0", "nameserver", "ciuser")}
+        try:
+            machine.start(plan, Settings(vm.name, mac, **words), bridge=net.get("bridge", ""))
+        except (AgentLabError, subprocess.CalledProcessError) as failed:
+            machine.stop(plan.tap)
+            raise TaskError(f"start failed: {failed}") from failed
+
+    def on_stop(self, vm: FakeVm) -> None:
+        self.machine(vm).stop(f"tap{vm.vmid}i0")
+
+    def on_shutdown(self, vm: FakeVm, timeout: float) -> bool:
+        machine = self.machine(vm)
+        deadline = Deadline.after(timeout)
+        with contextlib.suppress(AgentLabError):
+            machine.agent.power_off(min(5.0, max(timeout, 0.1)))
+        gone = process.wait_gone(machine.directory, machine.uuid, deadline.left)
+        if gone:
+            machine.stop(f"tap{vm.vmid}i0")
+        return gone
+
+    def on_pause(self, vm: FakeVm) -> None:
+        self.machine(vm).pause()
+
+    def on_resume(self, vm: FakeVm) -> None:
+        self.machine(vm).resume()
+
+    def on_destroy(self, vm: FakeVm) -> None:
+        machine = self.machine(vm)
+        machine.stop(f"tap{vm.vmid}i0")
+        shutil.rmtree(machine.directory, ignore_errors=True)
+
+    def on_attach(self, vm: FakeVm, key: str, volid: str) -> None:
+        raise TaskError("the lab node does not plug disks into machines that run")
+
+    on_detach = on_attach
+
+    async def start(self, certfile: str, keyfile: str) -> None:
+        await super().start(certfile, keyfile)
+        self._watcher = asyncio.ensure_future(self._watch())
+
+    async def stop(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+        for vm in self.vms:
+            if vm.status == "running":
+                self.on_stop(vm)
+        await super().stop()
+
+    async def _watch(self) -> None:
+        """A guest that powers itself off, or a QEMU that dies, is a machine without power."""
+        while True:
+            await asyncio.sleep(_WATCH)
+            for vm in list(self.vms):
+                if vm.status == "running" and vm.lock_holder is None:
+                    loop = asyncio.get_running_loop()
+                    runs = await loop.run_in_executor(self.executor, self._runs, vm)
+                    if not runs and vm.status == "running" and vm.lock_holder is None:
+                        self.powered_off(vm)
+
+    def _runs(self, vm: FakeVm) -> bool:
+        machine = self.machine(vm)
+        if machine.running:
+            return True
+        machine.stop(f"tap{vm.vmid}i0")
+        return False
+
+    # --- guest agent ---
+
+    def agent_is_up(self, vm: FakeVm) -> bool:
+        return bool(vm.qmpstatus == "running" and self.machine(vm).agent.ping(timeout=2.5))
+
+    def agent_call(self, vm: FakeVm, command: str, values: dict[str, Any]) -> Any:
+        try:
+            with self.machine(vm).agent.converse(_ANSWER) as agent:
+                match command:
+                    case "ping":
+                        return {"result": {}}
+                    case "exec":
+                        return _exec(agent, values)
+                    case "exec-status":
+                        pid = int(values["pid"])
+                        return _told(agent.call("guest-exec-status", _ANSWER, pid=pid))
+                    case "file-read":
+                        return _file_read(agent, str(values["file"]))
+                    case "network-get-interfaces":
+                        return {"result": agent.call("guest-network-get-interfaces", _ANSWER)}
+        except AgentRefused as refused:
+            said = refused.message.partition(f"guest-{command}: ")[2] or refused.message
+            raise PveError(500, f"Agent error: {said}") from refused
+        except AgentLabError as silent:
+            raise PveError(500, SILENT) from silent
+        raise PveError(501, f"the lab node does not pass {command} on")
+
+
+def _exec(agent: Any, values: dict[str, Any]) -> Any:
+    command = values["command"]
+    words = [command] if isinstance(command, str) else [str(word) for word in command]
+    request: dict[str, Any] = {"path": words[0], "arg": words[1:], "capture_output": True}
+    if values.get("input-data"):
+        request["input_data"] = base64.b64encode(str(values["input-data"]).encode()).decode()
+    try:
+        return agent.call("guest-exec", _ANSWER, **request)
+    except AgentRefused as refused:
+        if "Failed to execute" in refused.message:
+            raise MissingProgram(words[0]) from refused
+        raise
+
+
+def _told(answer: Any) -> dict[str, Any]:
+    """As Proxmox passes it on: numbers for booleans, each byte of the output as a character."""
+    told: dict[str, Any] = {}
+    for key, value in answer.items():
+        if key in ("out-data", "err-data"):
+            told[key] = base64.b64decode(value).decode("latin-1")
+        else:
+            told[key] = int(value) if isinstance(value, bool) else value
+    return told
+
+
+def _file_read(agent: Any, path: str) -> dict[str, Any]:
+    try:
+        handle = agent.call("guest-file-open", _ANSWER, path=path, mode="r")
+    except AgentRefused as refused:
+        said = f"failed to open file '{path}' (mode: 'r'): No such file or directory"
+        raise PveError(500, f"Agent error: {said}") from refused
+    try:
+        answer = agent.call("guest-file-read", _ANSWER, handle=handle, count=1 << 16)
+    finally:
+        agent.call("guest-file-close", _ANSWER, handle=handle)
+    content = base64.b64decode(answer["buf-b64"])
+    return {"bytes-read": len(content), "content": content.decode("latin-1")}
+
+
+def _uuid(vm: FakeVm) -> str:
+    found = re.search(r"uuid=([0-9a-fA-F-]{36})", str(vm.config.get("smbios1", "")))
+    if found is None:
+        raise TaskError(f"VM {vm.vmid} has no uuid")
+    return found[1]
+
+
+def _qemu_img(*words: object) -> str:
+    argv = ["qemu-img", *(str(word) for word in words)]
+    if words[0] != "info":
+        argv.insert(2, "-q")
+    done = subprocess.run(argv, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise TaskError(f"{argv[0]} {argv[1]}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def main() -> None:
+    directory = Path(sys.argv[1])
+    directory.mkdir(parents=True, exist_ok=True)
+    end = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: end.set())
+    node = LabNode(directory, storage="local")
+    with serve(node, directory) as served:
+        programs = make_programs(directory / "bin", served)
+        told = {
+            "url": served.url,
+            "ca": str(served.ca),
+            "token": served.token,
+            "node": node.node,
+            "programs": str(programs),
+        }
+        print(json.dumps(told), flush=True)
+        end.wait()
+
+
+if __name__ == "__main__":
+    main()
