@@ -42,6 +42,7 @@ _SHOWN: dict[str, Callable[[EventView], Line]] = {
         _fact(e, "step"), f"waits for {_fact(e, 'waits_for') or e.text}", "yellow"
     ),
     "step.undone": lambda e: Line(_fact(e, "step"), "undone", "yellow"),
+    "sandbox.vmid": lambda e: Line("sandbox", e.text, "yellow"),
     "job.state": lambda e: Line("job", _fact(e, "to") or e.text),
     "job.stage": lambda e: Line("guest", _fact(e, "stage") or e.text),
     "job.waits": lambda e: Line("waits", e.text, "yellow"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
@@ -17,9 +18,10 @@ from agentlab.model.plan import Plan
 from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxEvent, SandboxState
 from agentlab.network.address import allot, mac_for, tap_name, tap_of
 from agentlab.operations.context import World
-from agentlab.store import jobs, operations, sandboxes
+from agentlab.store import events, jobs, operations, sandboxes
 from agentlab.store.db import Tx
 
+_log = logging.getLogger(__name__)
 _RESERVE = 1500.0  # a full range is waited for
 _CLONE = 300.0
 _CONFIGURE = 60.0
@@ -27,6 +29,7 @@ _FENCE = 60.0
 _START = 120.0  # with the making of a memory snapshot, when there is none yet
 _BOOT = 60.0
 _POLL = 0.1
+_VMIDS_TRIED = 20  # in one operation, when strangers are faster again and again
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +66,21 @@ class Provision:
 
     def reserve(self, call: Call) -> Result:
         """VMID, name, address, MAC and tap in one transaction; what the hypervisor has is skipped."""
-        foreign = {machine.vmid for machine in self._world.hypervisor.inventory()}
-        makes_taps = self._world.hypervisor.capabilities.makes_taps
-        return lambda tx: self._reserve(tx, call, foreign, makes_taps=makes_taps)
+        foreign, makes_taps = self._foreign(), self._world.hypervisor.capabilities.makes_taps
 
-    def _reserve(self, tx: Tx, call: Call, foreign: set[int], *, makes_taps: bool) -> Output:
+        def write(tx: Tx) -> Output:
+            output = self._record(tx, call, foreign, makes_taps=makes_taps)
+            if call.operation.job:
+                jobs.transition(tx, call.operation.job, JobEvent.PROVISION)
+            return output
+
+        return write
+
+    def _foreign(self) -> set[int]:
+        return {machine.vmid for machine in self._world.hypervisor.inventory()}
+
+    def _record(self, tx: Tx, call: Call, foreign: set[int], *, makes_taps: bool) -> Output:
+        """A new sandbox's record, locked for this operation; gives the output of `reserve`."""
         wanted = wanted_of(call)
         live = sandboxes.live(tx)
         vmid = self._free_vmid({one.vmid for one in live} | foreign, sandboxes.last_vmid(tx))
@@ -100,7 +113,6 @@ class Provision:
         sandboxes.transition(tx, vmid, SandboxEvent.PROVISION, operation=call.operation.id)
         if wanted.job:
             jobs.set_sandbox(tx, wanted.job, vmid)
-            jobs.transition(tx, wanted.job, JobEvent.PROVISION)
         return {"vmid": vmid, "address": str(address), "mac": sandbox.mac, "tap": sandbox.tap}
 
     def _free_vmid(self, taken: set[int], last: int) -> int:
@@ -121,16 +133,59 @@ class Provision:
         return lambda tx: close_record(tx, vmid, call.operation.error, call.operation.id)
 
     def clone(self, call: Call) -> Result:
-        wanted = wanted_of(call)
-        self._world.hypervisor.clone(
-            wanted.plan.template,
-            vmid_of(call),
-            name=wanted.name,
-            owner=self._world.installation,
-        )
-        return None
+        """Makes the machine; where a stranger was faster, the sandbox gets another VMID.
+
+        A VMID that was refused is written down first, and never tried or touched again by this
+        operation.
+        """
+        vmid, refused = vmid_of(call), _refused(call)
+        if vmid not in refused:
+            wanted = wanted_of(call)
+            try:
+                self._world.hypervisor.clone(
+                    wanted.plan.template,
+                    vmid,
+                    name=wanted.name,
+                    owner=self._world.installation,
+                )
+            except NotOurs as taken:
+                refused = [*refused, vmid]
+                call.save(refused=refused, why=taken.message)
+                _log.info("VMID %d is another's by now: %s", vmid, taken)
+            else:
+                return None
+        if len(refused) >= _VMIDS_TRIED:
+            raise Conflict(
+                f"cannot get a VMID: {len(refused)} in turn, {refused[0]} to {refused[-1]}, turned "
+                "out to be another's when the VM was to be made",
+                hint="give AgentLab a vmid_range that nobody else takes VMIDs from, and see what "
+                f"is left on the storages under VMID {vmid}",
+            )
+        self._give_up(call, vmid, refused)
+        raise Later(0.0)
+
+    def _give_up(self, call: Call, vmid: int, refused: list[int]) -> None:
+        """The record of a VMID that was refused is closed, and another takes its place: at once."""
+        taken = self._foreign() | set(refused)
+        makes_taps = self._world.hypervisor.capabilities.makes_taps
+        operation = call.operation
+        with call.store.write() as tx:
+            reason = f"given up, and nothing was made: VMID {vmid} is another's"
+            sandboxes.transition(
+                tx, vmid, SandboxEvent.FORCE_DESTROY, operation=operation.id, reason=reason
+            )
+            operations.unlock(tx, operation.id, f"sandbox:{vmid}")
+            output = self._record(tx, call, taken, makes_taps=makes_taps)
+            operations.save_output(tx, operation.id, "reserve", output)
+            events.append(
+                tx, "sandbox.vmid", f"VMID {vmid} is another's; it is VMID {output['vmid']} now",
+                job=operation.job, vmid=int(str(output["vmid"])), operation=operation.id,
+                facts={"from": vmid, "to": output["vmid"]},
+            )  # fmt: skip
 
     def destroy(self, call: Call) -> Result:
+        if vmid_of(call) in _refused(call):
+            return None  # another's
         # what is not ours was never made by this operation: nothing to undo
         with contextlib.suppress(NotOurs):
             self._world.hypervisor.destroy(vmid_of(call), owner=self._world.installation)
@@ -213,6 +268,12 @@ def machine_spec(sandbox: Sandbox, plan: Plan, prefix: int, world: World) -> Mac
             dns=network.dns if plan.network == "nat" else (),
         ),
     )
+
+
+def _refused(call: Call) -> list[int]:
+    """The VMIDs that `clone` found to be another's; it asks this of its own saved facts."""
+    found = call.saved.get("refused")
+    return [each for each in found if isinstance(each, int)] if isinstance(found, list) else []
 
 
 def vmid_of(call: Call) -> int:

@@ -85,6 +85,11 @@ def lock(tx: Tx, operation: str, subject: str) -> None:
         )
 
 
+def unlock(tx: Tx, operation: str, subject: str) -> None:
+    """Frees one subject before the operation ends; not locked by it: returns."""
+    tx.execute("DELETE FROM subject WHERE name = ? AND operation = ?", (subject, operation))
+
+
 def holder_of(tx: Tx, subject: str) -> OperationRow | None:
     """The unfinished operation that has locked a subject."""
     row = tx.execute(

@@ -22,13 +22,23 @@ from agentlab.hypervisor.base import (
 
 @dataclass
 class FakeHypervisor:
-    """`faults` maps a method's name to the errors that its next calls raise."""
+    """`faults` maps a method's name to the errors that its next calls raise.
+
+    `strangers` is how many of the next VMIDs somebody else takes just before we clone to them, and
+    `residue` holds VMIDs under which a stranger's volumes lie.  `touched` lists every call that
+    would change a machine, with its VMID.  While `unseen`, nobody can tell what power machines
+    have.
+    """
 
     machines: dict[int, Machine] = field(default_factory=dict)
     specs: dict[int, MachineSpec] = field(default_factory=dict)
     files: dict[tuple[int, str], bytes] = field(default_factory=dict)
     faults: dict[str, list[Exception]] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
+    strangers: int = 0
+    residue: set[int] = field(default_factory=set)
+    unseen: bool = False
+    touched: list[tuple[str, int]] = field(default_factory=list)
     capabilities: Capabilities = field(default=Capabilities("", 1.0, memory_start=False))
 
     def _called(self, name: str) -> None:
@@ -46,7 +56,8 @@ class FakeHypervisor:
 
     def inventory(self) -> Sequence[Machine]:
         self._called("inventory")
-        return list(self.machines.values())
+        found = self.machines.values()
+        return [replace(each, power=Power.UNKNOWN) for each in found] if self.unseen else [*found]
 
     def templates(self) -> Sequence[Template]:
         return [Template("debian-12", ready=True)]
@@ -55,6 +66,12 @@ class FakeHypervisor:
         self._called("clone")
         if template != "debian-12":
             raise NotFound(f"no template {template}")
+        self.touched.append(("clone", vmid))
+        if self.strangers and vmid not in self.machines:
+            self.strangers -= 1
+            self.machines[vmid] = Machine(vmid, "production", "", Power.RUNNING)
+        if vmid in self.residue:
+            raise NotOurs(f"volumes of VMID {vmid} are on storage local")
         if vmid in self.machines:
             self._ours(vmid, owner)
         else:
@@ -62,11 +79,13 @@ class FakeHypervisor:
 
     def configure(self, vmid: int, spec: MachineSpec, *, owner: str) -> None:
         self._called("configure")
+        self.touched.append(("configure", vmid))
         self._ours(vmid, owner)
         self.specs[vmid] = spec
 
     def _power(self, name: str, vmid: int, owner: str, power: Power) -> None:
         self._called(name)
+        self.touched.append((name, vmid))
         self.machines[vmid] = replace(self._ours(vmid, owner), power=power)
 
     def start(self, vmid: int, *, owner: str) -> None:
@@ -80,6 +99,7 @@ class FakeHypervisor:
 
     def stop(self, vmid: int, *, owner: str) -> None:
         self._called("stop")
+        self.touched.append(("stop", vmid))
         if vmid in self.machines:
             self.machines[vmid] = replace(self._ours(vmid, owner), power=Power.STOPPED)
 
@@ -91,10 +111,12 @@ class FakeHypervisor:
 
     def status(self, vmid: int) -> Machine | None:
         self._called("status")
-        return self.machines.get(vmid)
+        found = self.machines.get(vmid)
+        return replace(found, power=Power.UNKNOWN) if found and self.unseen else found
 
     def destroy(self, vmid: int, *, owner: str) -> None:
         self._called("destroy")
+        self.touched.append(("destroy", vmid))
         if vmid in self.machines:
             self._ours(vmid, owner)
             del self.machines[vmid]
@@ -113,7 +135,11 @@ class FakeHypervisor:
 
     def ready(self, vmid: int, spec: MachineSpec) -> bool:
         self._called("ready")
-        return self.specs[vmid] == spec and self.machines[vmid].power is Power.RUNNING
+        return (
+            not self.unseen
+            and self.specs[vmid] == spec
+            and self.machines[vmid].power is Power.RUNNING
+        )
 
     def ping(self, vmid: int) -> bool:
         return self.machines[vmid].power is Power.RUNNING

@@ -240,6 +240,9 @@ def test_sandboxes_cost_one_inventory(bench: Bench) -> None:
     assert bench.ask("GET", f"/v1/sandboxes/{vmid}").document["power"] == "paused"
     bench.hypervisor.faults["inventory"] = [Unavailable("cannot read it whole")]
     assert bench.ask("GET", f"/v1/sandboxes/{vmid}").document["power"] == "unknown"
+    bench.hypervisor.unseen = True
+    assert bench.ask("GET", f"/v1/sandboxes/{vmid}").document["power"] == "unknown"
+    bench.hypervisor.unseen = False
 
 
 def test_a_sandbox_is_destroyed(bench: Bench) -> None:

@@ -169,24 +169,6 @@ def test_a_vmid_that_a_stranger_has_is_skipped_and_left_alone(bench: Bench) -> N
     assert bench.hypervisor.machines == {1000: stranger}
 
 
-def test_a_stranger_who_comes_between_is_left_alone(bench: Bench) -> None:
-    taken = bench.hypervisor.clone
-
-    def clone(template: str, vmid: int, *, name: str, owner: str, full: bool = False) -> None:
-        bench.hypervisor.machines[vmid] = Machine(vmid, "production", "", Power.RUNNING)
-        taken(template, vmid, name=name, owner=owner, full=full)
-
-    bench.hypervisor.clone = clone  # type: ignore[method-assign]
-    job = bench.create()
-    deadline = time.monotonic() + 5
-    while bench.hypervisor.calls.count("destroy") < 1 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    machine = bench.hypervisor.machines[1000]
-    assert (machine.name, machine.power) == ("production", Power.RUNNING)
-    assert bench.until(job, JobState.FAILED).reason.endswith("is not ours")
-    assert bench.hypervisor.machines[1000] == machine
-
-
 def test_ten_jobs_share_nothing_and_too_many_wait(bench: Bench) -> None:
     asked = [bench.create() for _ in range(5)]
     running = [bench.until(job, JobState.RUNNING) for job in asked]
@@ -433,4 +415,34 @@ def test_a_machine_on_another_node_ends_its_job_with_that_sentence(bench: Bench)
     bench.hypervisor.faults["start"] = [Conflict(words, hint="migrate it back, or destroy it")]
     failed = bench.until(bench.create(), JobState.FAILED)
     assert failed.reason == f"{words} (migrate it back, or destroy it)"
+    assert bench.clean()
+
+
+def test_a_boot_whose_power_cannot_be_seen_is_waited_for(bench: Bench) -> None:
+    """UNKNOWN, as on a node that does not answer for a while, is neither stopped nor gone."""
+    bench.hypervisor.unseen = True
+    job = bench.create()
+    deadline = time.monotonic() + 5
+    while bench.hypervisor.calls.count("status") < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert bench.state(job) is SandboxState.BOOTING
+    bench.hypervisor.unseen = False
+    bench.until(job, JobState.RUNNING)
+    bench.report(job)
+    bench.until(job, JobState.COMPLETED)
+    assert bench.clean()
+
+
+def test_a_job_whose_machine_cannot_be_seen_goes_on(bench: Bench) -> None:
+    job = bench.create()
+    bench.until(job, JobState.RUNNING)
+    bench.hypervisor.unseen = True
+    for _ in range(5):
+        bench.runner.wake(job.operation)
+        time.sleep(0.05)
+    with bench.world.store.read() as tx:
+        assert jobs.get(tx, job.id).state is JobState.RUNNING
+    bench.hypervisor.unseen = False
+    bench.report(job)
+    bench.until(job, JobState.COMPLETED)
     assert bench.clean()
