@@ -249,15 +249,15 @@ class Front:
 
     @staticmethod
     def _as_proxmox(response: web.Response) -> web.Response:
-        """The message stands in the reason only, a 401 has no body (001), and the connection is
+        """The message stands in the reason only, a 401 or a 596 has no body (001, 329), and the connection is
         closed after an error."""
         if response.status < 400 or response.content_type != "application/json":
             return response
         body = json.loads(response.text or "{}")
         body.pop("message", None)
         plain: web.Response
-        if response.status == 401:
-            plain = web.Response(status=401, reason=response.reason)
+        if response.status in (401, 595, 596, 599):
+            plain = web.Response(status=response.status, reason=response.reason)
         else:
             plain = web.json_response(body, status=response.status, reason=response.reason)
         plain.force_close()
@@ -289,8 +289,8 @@ class Front:
         given = request.headers.get("Authorization", "")
         if given.startswith("PVEAPIToken="):
             token, _, secret = given.removeprefix("PVEAPIToken=").partition("=")
-            user, found, name = token.partition("!")
-            if not found or "@" not in user:
+            user, _, name = token.partition("!")
+            if not re.fullmatch(r"[A-Za-z][\w.-]+", name) or "@" not in user:
                 raise PveError(
                     401,
                     f"'{token}' is not a valid token ID - not able to split into user and token "

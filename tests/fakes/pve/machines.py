@@ -35,6 +35,9 @@ from tests.fakes.pve.tasks import RECORD
 Values = dict[str, Any]
 Config = dict[str, Any]
 
+NO_PATHS = (
+    "Only root can pass arbitrary filesystem paths. at /usr/share/perl5/PVE/Storage.pm line 543."
+)
 TEMPORARY = " qmclone temporary file"
 HIDDEN = "**********"
 # What a running machine takes at once; anything else waits for the next start.
@@ -418,7 +421,7 @@ class Machines:
                 raise die(f"only root can set '{key}' config")
             return
         if DRIVE_KEY.match(key) and split_drive(value)[0].startswith("/") and user != "root@pam":
-            raise die("Only root can pass arbitrary filesystem paths.")
+            raise die(NO_PATHS)
         privilege = self._config_priv(key)
         if re.match(r"ci\w+$|ipconfig\d|sshkeys|nameserver|searchdomain", key):
             privilege = "VM.Config.Cloudinit"
@@ -599,7 +602,7 @@ class Machines:
                 volume, props = split_drive(value)
                 paths = [volume, props.get("import-from", "")]
                 if user != "root@pam" and any(path.startswith("/") for path in paths):
-                    raise die("Only root can pass arbitrary filesystem paths.")
+                    raise die(NO_PATHS)
         if v.get("tags"):
             v["tags"] = split_tags(v["tags"])
         return await super()._qm_create(v, user)

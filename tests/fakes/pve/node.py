@@ -182,6 +182,12 @@ class ProxmoxNode(Front, Agents, Machines, Tasks, FakePve):
                 item.update(few, status="unknown")
         return web.json_response({"data": items})
 
+    async def _version(self, request: web.Request) -> web.Response:
+        """Takes no parameters (071)."""
+        self._verify(request, await params(request))
+        told = {"version": self.version, "release": self.release_version}
+        return web.json_response({"data": {**told, "repoid": "faa83925c9641325"}})
+
     async def _cluster_status(self, request: web.Request) -> web.Response:
         """A node of its own has no line about a cluster (042)."""
         response = await super()._cluster_status(request)

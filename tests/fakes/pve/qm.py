@@ -72,6 +72,9 @@ def guest_exec(vmid: str, words: list[str]) -> int:
     node = Node()
     answer = agent(node, "POST", vmid, "exec", values)
     if answer["status"] != 200:
+        if not answer["reason"].isascii():  # Perl's own words about the quotes (237)
+            where = "/usr/share/perl5/PVE/RESTHandler.pm line 990"
+            print(f"Wide character in die at {where}.", file=sys.stderr)
         status = complain(answer, EXEC)
         return 29 if answer["reason"].startswith("Agent error") else status
     started = answer["data"]

@@ -67,8 +67,10 @@ class Served:
 
 @contextmanager
 def serve(node: ProxmoxNode, directory: Path) -> Iterator[Served]:
-    """Serves `node` on a free port of 127.0.0.1; the certificate goes into `directory`."""
-    certificate, key, _der = make_cert(str(directory), name="pve", hosts=("127.0.0.1",))
+    """Serves `node` on a free port of 127.0.0.1; the certificate is kept in `directory`."""
+    certificate, key = str(directory / "pve.crt"), str(directory / "pve.key")
+    if not Path(key).exists():
+        make_cert(str(directory), name="pve", hosts=("127.0.0.1",))
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=_run, args=(loop,), name="fake pve", daemon=True)
     thread.start()
