@@ -303,12 +303,13 @@ def _context(tls: Tls) -> ssl.SSLContext:
 
 
 def _silence() -> None:
-    """Keeps parameters out of the log: these libraries write them whole when turned up."""
-    for name in ("proxmoxer", "requests", "urllib3"):
-        logger = logging.getLogger(name)
-        logger.propagate = False
-        if not logger.handlers:
-            logger.addHandler(logging.NullHandler())
+    """Keeps parameters out of the log: these libraries write them whole when turned up.
+
+    What matters they raise, too.
+    """
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] in ("proxmoxer", "requests", "urllib3"):
+            logging.getLogger(name).disabled = True
 
 
 def _quote(path: str) -> str:
@@ -328,7 +329,8 @@ def _texts(value: Parameter) -> list[str]:
 def _body(response: requests.Response, timeout: float) -> bytes:
     until = Deadline.after(timeout)
     body = bytearray()
-    for chunk in response.iter_content(1 << 16):
+    # What has come is looked at at once: whole blocks may be long in coming.
+    while chunk := response.raw.read1(1 << 16, decode_content=True):
         body += chunk
         if len(body) > LARGEST_ANSWER:
             raise _UnfitError(f"the answer is larger than {LARGEST_ANSWER >> 20} MiB")
