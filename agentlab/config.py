@@ -75,6 +75,7 @@ class Config:
     artifact_dir: Path
     bundle_dir: Path
     machine_dir: Path
+    pvesh_dir: Path
     template_dir: Path
     socket: Path
     socket_group: str
@@ -170,6 +171,7 @@ def _config(values: Mapping[str, object], path: Path) -> Config:
         ),
         bundle_dir=data_dir / "bundles",
         machine_dir=data_dir / "machines",
+        pvesh_dir=data_dir / "pvesh",
         template_dir=_absolute(
             text["local.template_dir"] or f"{data_dir}/templates", "local.template_dir", path
         ),
@@ -248,10 +250,11 @@ def _proxmox(values: Mapping[str, object], backend: str, vmids: range, path: Pat
         raise Invalid(f"{path}: proxmox.template_vmid {template} lies in {which}")
     insecure = bool(values["proxmox.insecure"])
     fingerprint = _fingerprint(text["proxmox.fingerprint"], path)
-    if insecure and (fingerprint or text["proxmox.ca_file"]):
+    given = [key for key in ("ca_file", "fingerprint", "insecure") if values[f"proxmox.{key}"]]
+    if len(given) > 1:
         raise Invalid(
-            f"{path}: proxmox.insecure is true, and a certificate to trust is named as well",
-            hint="take proxmox.insecure out",
+            f"{path}: proxmox.{given[0]} and proxmox.{given[-1]} exclude each other",
+            hint=f"say in one way which certificate to trust: take proxmox.{given[-1]} out",
         )
     return Proxmox(
         backend=backend,

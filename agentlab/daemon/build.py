@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, cast
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast
 
 from agentlab import version
-from agentlab.config import Config
+from agentlab.config import Config, Proxmox
 from agentlab.daemon.context import Daemon
 from agentlab.engine.runner import Runner
 from agentlab.engine.step import Observer
-from agentlab.hypervisor.local.driver import LocalHypervisor
-from agentlab.hypervisor.local.template import NAME, build_template, template_key
+from agentlab.errors import Invalid, Unsupported
+from agentlab.hypervisor.base import Hypervisor
 from agentlab.model.ids import new_id, unknown
 from agentlab.network.fence import Fence
 from agentlab.network.settings import NetworkSettings
 from agentlab.operations import kinds
-from agentlab.operations.context import World
+from agentlab.operations.context import TemplateBuilder, World
 from agentlab.runner_file import runner_bytes
 from agentlab.secret import Secret
 from agentlab.store import settings
 from agentlab.store.db import Store
 
+if TYPE_CHECKING:
+    from agentlab.hypervisor.proxmox.transport import Transport
+
 _PATIENCE = 3.0  # the engine comes back, and its thread is free meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What is built for one hypervisor.  `own_taps` False: it makes the taps itself."""
+
+    hypervisor: Hypervisor
+    build_template: TemplateBuilder
+    own_taps: bool
 
 
 def build_world(config: Config, store: Store) -> World:
@@ -30,6 +44,22 @@ def build_world(config: Config, store: Store) -> World:
     with store.write() as tx:
         installation = settings.ensure(tx, "installation", new_id())
         key = settings.ensure(tx, "key", Secret.generate().reveal())
+    built = BUILDERS[config.hypervisor](config)
+    return World(
+        config=config,
+        store=store,
+        hypervisor=built.hypervisor,
+        fence=Fence(_network(config, installation, own_taps=built.own_taps)),
+        build_template=built.build_template,
+        installation=installation,
+        key=Secret(key),
+    )
+
+
+def _local(config: Config) -> Built:
+    from agentlab.hypervisor.local.driver import LocalHypervisor
+    from agentlab.hypervisor.local.template import NAME, build_template, template_key
+
     runner_file = runner_bytes()
 
     def build(name: str, on_step: Callable[[str], None]) -> None:
@@ -37,25 +67,81 @@ def build_world(config: Config, store: Store) -> World:
             raise unknown("template", name, [NAME])
         build_template(config.template_dir, runner_file, on_step=on_step)
 
-    return World(
-        config=config,
-        store=store,
-        hypervisor=LocalHypervisor(
-            root=config.machine_dir,
-            template_dir=config.template_dir,
-            template_key=template_key(runner_file),
-            start_mode=cast("Literal['auto', 'cold', 'memory']", config.start),
-            patience=_PATIENCE,
-            accelerator=cast("Literal['auto', 'kvm', 'tcg']", config.accelerator),
+    hypervisor = LocalHypervisor(
+        root=config.machine_dir,
+        template_dir=config.template_dir,
+        template_key=template_key(runner_file),
+        start_mode=cast("Literal['auto', 'cold', 'memory']", config.start),
+        patience=_PATIENCE,
+        accelerator=cast("Literal['auto', 'kvm', 'tcg']", config.accelerator),
+    )
+    return Built(hypervisor, build, own_taps=True)
+
+
+def _proxmox(config: Config) -> Built:
+    from agentlab.hypervisor.proxmox.driver import ProxmoxHypervisor
+    from agentlab.hypervisor.proxmox.node import NodeTools
+    from agentlab.hypervisor.proxmox.settings import Settings
+
+    given = _given(config)
+    hypervisor = ProxmoxHypervisor(
+        TRANSPORTS[given.backend](config),
+        Settings(
+            node=given.node,
+            bridge=config.network.bridge,
+            vmids=config.vmids,
+            volume_vmids=given.volume_vmids,
+            pool=given.pool,
+            storage=given.storage,
+            full=given.full_clone,
+            node_limit=given.tasks_per_node,
+            template_limit=given.clones_per_template,
+            storage_limit=given.clones_per_storage,
         ),
-        fence=Fence(_network(config, installation)),
-        build_template=build,
-        installation=installation,
-        key=Secret(key),
+        NodeTools(given.node),
+    )
+    return Built(hypervisor, _no_template, own_taps=False)
+
+
+def _no_template(name: str, on_step: Callable[[str], None]) -> None:  # noqa: ARG001  # the seam
+    raise Unsupported(
+        f"cannot build template {name}: with Proxmox that is not built in yet",
+        hint="make it by hand: docs/how-to/proxmox.md",
     )
 
 
-def _network(config: Config, installation: str) -> NetworkSettings:
+def _given(config: Config) -> Proxmox:
+    if config.proxmox is None:
+        raise Invalid(f"{config.path}: hypervisor is not proxmox")
+    return config.proxmox
+
+
+def _api(config: Config) -> Transport:
+    from agentlab.hypervisor.proxmox.rest import RestTransport, Tls
+
+    given = _given(config)
+    if given.token is None:
+        raise Invalid(f"{config.path}: proxmox_backend is not api")
+    tls = Tls(ca_file=given.ca_file, fingerprint=given.fingerprint, insecure=given.insecure)
+    return RestTransport(given.url, given.token, tls)
+
+
+def _shell(config: Config) -> Transport:
+    from agentlab.hypervisor.proxmox.pvesh import PveshTransport
+
+    if os.geteuid() != 0:
+        raise Invalid(
+            f"{config.path}: proxmox_backend is shell, and pvesh is for root alone",
+            hint="run agentlabd as root, or set `proxmox_backend: api` with a token",
+        )
+    return PveshTransport(_given(config).node, config.pvesh_dir)
+
+
+BUILDERS: Mapping[str, Callable[[Config], Built]] = {"local": _local, "proxmox": _proxmox}
+TRANSPORTS: Mapping[str, Callable[[Config], Transport]] = {"api": _api, "shell": _shell}
+
+
+def _network(config: Config, installation: str, *, own_taps: bool) -> NetworkSettings:
     return NetworkSettings(
         installation=installation,
         bridge=config.network.bridge,
@@ -63,6 +149,7 @@ def _network(config: Config, installation: str) -> NetworkSettings:
         host=config.network.host,
         guest_port=config.guest_port,
         dns=config.network.dns,
+        own_taps=own_taps,
     )
 
 

@@ -126,7 +126,10 @@ def _close_to_others(config: Config) -> None:
     """Mode 0700 for a data directory that was there, when there is nothing in it but ours."""
     folder = config.data_dir
     found = folder.stat()
-    places = (config.artifact_dir, config.bundle_dir, config.machine_dir, config.template_dir)
+    places = (
+        config.artifact_dir, config.bundle_dir, config.machine_dir, config.pvesh_dir,
+        config.template_dir,
+    )  # fmt: skip
     known = {each.relative_to(folder).parts[0] for each in places if folder in each.parents}
     if (
         found.st_uid == os.geteuid()

@@ -98,6 +98,7 @@ def config_hint(folder: Path, text: str) -> None:
         ("insecure: 1", "proxmox.insecure must be true or false"),
         ("insecure: true\nca_file: /etc/x", "take proxmox.insecure out"),
         (f"insecure: true\nfingerprint: '{FINGERPRINT}'", "take proxmox.insecure out"),
+        (f"ca_file: /etc/x\nfingerprint: '{FINGERPRINT}'", "take proxmox.fingerprint out"),
         ("url: http://localhost:8006", "proxmox.url"),
         ("url: https://localhost:8006/api2/json", "proxmox.url"),
         ("url: https://root@localhost:8006", "proxmox.url"),
