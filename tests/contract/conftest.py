@@ -13,15 +13,25 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
 from agentlab.hypervisor.local.driver import LocalHypervisor
 from agentlab.hypervisor.local.template import TemplateInfo, build_template
+from agentlab.hypervisor.proxmox.driver import ProxmoxHypervisor
+from agentlab.hypervisor.proxmox.node import NodeTools
+from agentlab.hypervisor.proxmox.pvesh import PveshTransport
+from agentlab.hypervisor.proxmox.rest import RestTransport, Tls
+from agentlab.hypervisor.proxmox.transport import Transport
 from agentlab.runner_file import runner_bytes
-from tests.contract.bench import Bench
+from agentlab.secret import Secret
+from tests.contract.bench import Bench, LocalBench, ProxmoxBench, settings
+from tests.fakes.pve.commands import make_commands
+from tests.fakes.pve.node import ProxmoxNode, SimulatedGuests
+from tests.fakes.pve.serving import Served, serve
 
 _CLONE_NEWNET = 0x40000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -64,9 +74,17 @@ def network(_namespace: int) -> Iterator[None]:
         os.close(home)
 
 
+@pytest.fixture(params=["local", "api", "shell"])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    """Each driver in turn, over templates that are too small to boot: for what needs no power."""
+    name = "local_bench" if request.param == "local" else f"proxmox_{request.param}"
+    found = request.getfixturevalue(name)
+    assert isinstance(found, Bench)
+    return found
+
+
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    """A driver over a template that is too small to boot: for all that needs no power."""
+def local_bench(tmp_path: Path) -> Iterator[LocalBench]:
     templates, root = tmp_path / "templates", tmp_path / "machines"
     path = templates / "0123"
     path.mkdir(parents=True)
@@ -74,7 +92,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     disk = ["qemu-img", "create", "-q", "-f", "qcow2", str(path / "disk.qcow2"), "64M"]
     subprocess.run(disk, check=True)
     (path / "manifest.json").write_text('{"name": "debian-12", "made": 1}')
-    made = Bench(LocalHypervisor(root, templates, "0123", accelerator="tcg"), root)
+    made = LocalBench(LocalHypervisor(root, templates, "0123", accelerator="tcg"), root=root)
     yield made
     made.clear()
 
@@ -84,12 +102,80 @@ def real_template() -> TemplateInfo:
     return build_template(template_dir(), runner_bytes(), on_step=print)
 
 
+@pytest.fixture(params=["local", "api", "shell"])
+def powered(request: pytest.FixtureRequest) -> Bench:
+    """Each driver in turn, with machines that really start."""
+    found = request.getfixturevalue(f"{request.param}_powered")
+    assert isinstance(found, Bench)
+    return found
+
+
 @pytest.fixture
-def powered(real_template: TemplateInfo, network: None, tmp_path: Path) -> Iterator[Bench]:
-    """A driver whose machines really start, from memory where they can."""
+def local_powered(
+    real_template: TemplateInfo, network: None, tmp_path: Path
+) -> Iterator[LocalBench]:
+    """Machines that start from memory where they can."""
     root = tmp_path / "machines"
     root.mkdir()
     driver = LocalHypervisor(root, template_dir(), real_template.key, start_mode="memory")
-    made = Bench(driver, root)
+    made = LocalBench(driver, root=root)
     yield made
     made.clear()
+
+
+# Proxmox
+
+
+def connect_api(served: Served) -> RestTransport:
+    return RestTransport(url=served.url, token=Secret(served.token), tls=Tls(ca_file=served.ca))
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Served]:
+    """A node of Proxmox whose tasks end at once, with a template and a stranger's VM."""
+    made = ProxmoxNode(guests=SimulatedGuests())
+    made.make_template(name="debian-12", size=1 << 30)
+    made.make_vm(100, "production", description="not to be touched")
+    with serve(made, tmp_path) as served:
+        yield served
+
+
+@pytest.fixture
+def proxmox_api(node: Served) -> Iterator[ProxmoxBench]:
+    with ExitStack() as open_ones:
+
+        def connect() -> Transport:
+            return open_ones.enter_context(closing(connect_api(node)))
+
+        yield from _proxmox(node, connect, NodeTools(""))
+
+
+@pytest.fixture
+def proxmox_shell(
+    node: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ProxmoxBench]:
+    programs = make_commands(node, tmp_path / "bin")
+    node.node.pvesh_secs = 0.0
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    name = node.node.node
+    yield from _proxmox(
+        node, lambda: PveshTransport(name, tmp_path / "spool", scope=False), NodeTools(name)
+    )
+
+
+@pytest.fixture(params=["api", "shell"])
+def proxmox(request: pytest.FixtureRequest) -> ProxmoxBench:
+    """The Proxmox driver by each transport."""
+    found = request.getfixturevalue(f"proxmox_{request.param}")
+    assert isinstance(found, ProxmoxBench)
+    return found
+
+
+def _proxmox(
+    served: Served, connect: Callable[[], Transport], tools: NodeTools
+) -> Iterator[ProxmoxBench]:
+    driver = ProxmoxHypervisor(connect(), settings(served), tools)
+    yield ProxmoxBench(driver, served=served, connect=connect, tools=tools)
+    with served.paused() as found:
+        assert [vm.vmid for vm in found.vms if vm.vmid < 1000] == [100], "a stranger's VM is gone"
+        assert found.vm(100).config["description"] == "not to be touched"

@@ -12,7 +12,7 @@ from agentlab.hypervisor.base import Machine, Power
 from agentlab.hypervisor.proxmox.names import parse_owner, tagged_owner
 from agentlab.hypervisor.proxmox.settings import Settings
 from agentlab.hypervisor.proxmox.tasks import Api
-from agentlab.hypervisor.proxmox.transport import Exists, NoSuchVM
+from agentlab.hypervisor.proxmox.transport import Exists, NoSuchVM, Parameter, Refused
 from agentlab.hypervisor.proxmox.transport import Template as IsTemplate
 
 _RIGHTS_LAST = 60.0  # seconds for which a look at our own rights is believed
@@ -155,7 +155,7 @@ class Inventory:
         """`kind` is "vm" for guests alone; Unavailable when it cannot be read."""
         what = "cannot read the inventory of the cluster"
         params = {"type": kind} if kind else {}
-        found = parse_resources(self._api.get("/cluster/resources", what=what, **params))
+        found = parse_resources(self._read("/cluster/resources", what, **params))
         self._seen.update({guest.vmid: guest.node for guest in found.guests.values()})
         return found
 
@@ -243,18 +243,25 @@ class Inventory:
     def _free(self, vmid: int) -> bool:
         """Asked of the cluster's own list, which does not depend on our rights."""
         try:
-            self._api.get("/cluster/nextid", what=f"cannot look up VMID {vmid}", vmid=vmid)
+            self._read("/cluster/nextid", f"cannot look up VMID {vmid}", vmid=vmid)
         except Exists:
             return False
         return True
 
     def _config(self, vmid: int, node: str) -> Found:
         path = f"/nodes/{node}/qemu/{vmid}/config"
-        config = self._api.get(path, what=f"cannot read VM {vmid}")
+        config = self._read(path, f"cannot read VM {vmid}")
         if not isinstance(config, dict):
             raise Unavailable(f"cannot read VM {vmid}: its configuration is no mapping")
         self._seen[vmid] = node
         return Found(vmid, node, config)
+
+    def _read(self, path: str, what: str, **params: Parameter) -> object:
+        """Whatever Proxmox says instead of an answer means that it is not known."""
+        try:
+            return self._api.get(path, what=what, **params)
+        except Refused as refused:
+            raise Unavailable(refused.message, details=refused.details) from refused
 
     def ours(self, vmid: int, owner: str, verb: str) -> Found:
         """A machine that carries our mark now; NotFound, NotOurs, Busy, Denied, Unavailable."""

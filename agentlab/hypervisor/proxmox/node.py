@@ -133,7 +133,7 @@ class NodeTools:
         with contextlib.suppress(OSError):
             if _LOCAL.readlink().name != node:
                 return False
-        return all(shutil.which(program) for program in ("qm", "pvesm"))
+        return all(shutil.which(program) for program in ("qm", "pvesh"))
 
     def unlock(self, vmid: int) -> None:
         """Takes the lock word out of a VM's configuration, whatever it is; NoSuchVM."""

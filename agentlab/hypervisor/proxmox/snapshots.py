@@ -15,7 +15,7 @@ from agentlab.hypervisor.proxmox.machines import ProxmoxMachines
 from agentlab.hypervisor.proxmox.names import check_snapshot, parse_drives, volume_owner
 from agentlab.hypervisor.proxmox.transport import NoSuchSnapshot
 
-_CHANGES_DISK = ("qmstart", "qmrollback", "resize", "hastart")
+_CHANGES_DISK = ("qmstart", "qmrollback", "hastart")
 
 
 class ProxmoxSnapshots(ProxmoxMachines):

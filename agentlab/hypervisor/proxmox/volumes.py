@@ -19,7 +19,7 @@ from agentlab.hypervisor.proxmox.names import (
     volume_name,
     volume_owner,
 )
-from agentlab.hypervisor.proxmox.node import Storage, parse_storage
+from agentlab.hypervisor.proxmox.node import Storage, Verb, parse_storage
 from agentlab.hypervisor.proxmox.transport import Exists, NoSuchVolume
 
 WORK = "scsi1"  # the drive that a work disk is; a template keeps it free
@@ -193,7 +193,7 @@ class ProxmoxVolumes(Part):
 
     # --- what REST lacks, by the node's own programs ---
 
-    def _tool(self, volid: str, owner: str, verb: str) -> tuple[Storage, str]:
+    def _tool(self, volid: str, owner: str, verb: Verb) -> tuple[Storage, str]:
         """Storage and volume name for a tool that works on a detached volume of ours."""
         self._need_ours(volid, owner, verb)
         name, _, volume = volid.partition(":")

@@ -33,10 +33,10 @@ from agentlab.clock import Deadline
 from agentlab.errors import AgentLabError
 from agentlab.hypervisor.local import process
 from agentlab.hypervisor.local.agent import AgentRefused
+from tests.fakes.pve.commands import make_commands
 from tests.fakes.pve.guests import SILENT, MissingProgram
 from tests.fakes.pve.machine import Disk, Machine, Plan, Settings, disc
 from tests.fakes.pve.node import ProxmoxNode
-from tests.fakes.pve.programs import make_programs
 from tests.fakes.pve.serving import serve
 
 _WATCH = 0.5
@@ -300,7 +300,7 @@ def main() -> None:
         signal.signal(number, lambda *_: end.set())
     node = LabNode(directory, storage="local")
     with serve(node, directory) as served:
-        programs = make_programs(directory / "bin", served)
+        programs = make_commands(served, directory / "bin")
         told = {
             "url": served.url,
             "ca": str(served.ca),

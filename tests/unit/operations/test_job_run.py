@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -18,35 +18,15 @@ from agentlab.errors import Conflict, Invalid, NotFound, Unavailable
 from agentlab.hypervisor.base import Machine, Power
 from agentlab.model.job import JOB, Job, JobSpec, JobState, Repo
 from agentlab.model.sandbox import SandboxState
-from agentlab.network.settings import Member
 from agentlab.operations import job_run, kinds, requests
 from agentlab.operations.context import World
 from agentlab.secret import Secret
 from agentlab.store import jobs, sandboxes, tokens
 from agentlab.store.db import Store
+from tests.fakes.fence import FakeFence
 from tests.fakes.hypervisor import FakeHypervisor
 
 SPEC = JobSpec(Repo(url="https://example.org/x.git"), "do it", "demo")
-
-
-@dataclass
-class FakeFence:
-    """Remembers what it was last asked to admit."""
-
-    members: list[Member] = field(default_factory=list)
-    faults: list[Exception] = field(default_factory=list)
-    checked: list[str] = field(default_factory=list)
-    elsewhere: list[Exception] = field(default_factory=list)
-
-    def check_port(self, tap: str) -> None:
-        self.checked.append(tap)
-        if self.elsewhere:
-            raise self.elsewhere.pop(0)
-
-    def sync(self, read: Callable[[], list[Member]]) -> None:
-        if self.faults:
-            raise self.faults.pop(0)
-        self.members = list(read())
 
 
 @dataclass

@@ -93,7 +93,7 @@ def test_on_shared_storage_any_node_that_is_online() -> None:
 
 
 def test_on_local_storage_only_the_templates_node() -> None:
-    assert place(SHARED + [storage("local", "pve1"), storage("local", "pve2")]) == ["pve1"]
+    assert place([*SHARED, storage("local", "pve1"), storage("local", "pve2")]) == ["pve1"]
 
 
 def test_what_is_promised_counts() -> None:

@@ -1,0 +1,526 @@
+"""What the Proxmox driver promises beyond the contract of all drivers, by both transports."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from agentlab.errors import Busy, Conflict, Denied, NotFound, NotOurs, Unavailable
+from agentlab.hypervisor.base import MachineSpec, Power
+from agentlab.hypervisor.proxmox import names
+from agentlab.hypervisor.proxmox.driver import ProxmoxHypervisor
+from agentlab.hypervisor.proxmox.node import NodeTools
+from agentlab.hypervisor.proxmox.rest import RestTransport, Tls
+from agentlab.secret import Secret
+from tests.contract.bench import OWNER, STRANGER, ProxmoxBench, settings
+
+VM = "/nodes/{node}/qemu/{vmid}"
+CLONE = f"{VM}/clone"
+
+
+def driver(bench: ProxmoxBench) -> ProxmoxHypervisor:
+    assert isinstance(bench.hypervisor, ProxmoxHypervisor)
+    return bench.hypervisor
+
+
+def only_api(bench: ProxmoxBench) -> None:
+    """Some faults are of HTTP; pvesh has no connection that could break."""
+    if bench.hypervisor.capabilities and driver(bench)._api.transport.foreground:
+        pytest.skip("a fault of HTTP alone")
+
+
+def made(bench: ProxmoxBench, vmid: int = 1012) -> MachineSpec:
+    """A machine of ours, configured."""
+    spec = bench.spec(vmid)
+    bench.clone(vmid)
+    bench.hypervisor.configure(vmid, spec, owner=OWNER)
+    return spec
+
+
+def vmids(bench: ProxmoxBench) -> list[int]:
+    with bench.served.paused() as node:
+        return sorted(vm.vmid for vm in node.vms if 1000 <= vm.vmid < 2000)
+
+
+def asked(bench: ProxmoxBench, method: str, template: str) -> int:
+    with bench.served.paused() as node:
+        return int(node.counts[(method, template)])
+
+
+# Whose it is
+
+
+def test_the_mark_is_in_the_clone_call_itself(proxmox: ProxmoxBench) -> None:
+    proxmox.clone(1012)
+    with proxmox.served.paused() as node:
+        assert names.parse_owner(node.vm(1012).config["description"], 1012) == OWNER
+        calls = [body for verb, path, body in node.requests if verb == "POST" and "clone" in path]
+    assert b"agentlab-owner" in calls[0]
+    assert asked(proxmox, "PUT", f"{VM}/config") == 0
+
+
+def test_a_copy_that_an_administrator_made_of_ours_is_not_ours(proxmox: ProxmoxBench) -> None:
+    made(proxmox)
+    with proxmox.served.paused() as node:
+        config = dict(node.vm(1012).config)
+        node.make_vm(1013, "copy", **{key: config[key] for key in ("description", "tags")})
+    with pytest.raises(NotOurs):
+        proxmox.hypervisor.destroy(1013, owner=OWNER)
+    with pytest.raises(NotOurs):
+        proxmox.clone(1013)
+    owners = {machine.vmid: machine.owner for machine in proxmox.hypervisor.inventory()}
+    assert owners[1013] == ""
+    assert vmids(proxmox) == [1012, 1013]
+
+
+def test_a_tag_alone_proves_nothing(proxmox: ProxmoxBench) -> None:
+    with proxmox.served.paused() as node:
+        node.make_vm(1012, "mine", tags=names.render_tags(OWNER, 1012), description="my database")
+    for attempt in (
+        lambda: proxmox.hypervisor.destroy(1012, owner=OWNER),
+        lambda: proxmox.hypervisor.start(1012, owner=OWNER),
+        lambda: proxmox.clone(1012),
+    ):
+        with pytest.raises(NotOurs):
+            attempt()
+    assert vmids(proxmox) == [1012]
+
+
+def test_who_takes_the_mark_out_makes_it_his_own(proxmox: ProxmoxBench) -> None:
+    made(proxmox)
+    with proxmox.served.paused() as node:
+        node.vm(1012).config["description"] = "kept for the audit"
+    with pytest.raises(NotOurs):
+        proxmox.hypervisor.destroy(1012, owner=OWNER)
+    assert vmids(proxmox) == [1012]
+
+
+def test_a_sandbox_that_was_made_a_template_is_left_alone(proxmox: ProxmoxBench) -> None:
+    made(proxmox)
+    with proxmox.served.paused() as node:
+        node.vm(1012).template = True
+        node.vm(1012).config["template"] = 1
+    with pytest.raises(Conflict, match="template"):
+        proxmox.hypervisor.destroy(1012, owner=OWNER)
+    assert vmids(proxmox) == [1012]
+
+
+def test_a_vmid_with_volumes_of_a_vm_that_is_gone_is_not_taken(proxmox: ProxmoxBench) -> None:
+    with proxmox.served.paused() as node:
+        node.storages["local"]["volumes"]["1012/vm-1012-disk-0.qcow2"] = {
+            "content": "images", "format": "qcow2", "size": 1 << 30, "vmid": 1012, "ctime": 1,
+        }  # fmt: skip
+    with pytest.raises(NotOurs, match=r"vm-1012-disk-0\.qcow2"):
+        proxmox.clone(1012)
+    assert vmids(proxmox) == []
+    with proxmox.served.paused() as node:
+        assert node.volumes_of(1012) == ["local:1012/vm-1012-disk-0.qcow2"]
+
+
+def test_destroying_takes_no_volume_that_is_not_in_the_configuration(proxmox: ProxmoxBench) -> None:
+    made(proxmox)
+    with proxmox.served.paused() as node:
+        node.storages["local"]["volumes"]["1012/vm-1012-disk-7.qcow2"] = {
+            "content": "images", "format": "qcow2", "size": 1 << 30, "vmid": 1012, "ctime": 1,
+        }  # fmt: skip
+    proxmox.hypervisor.destroy(1012, owner=OWNER)
+    with proxmox.served.paused() as node:
+        assert node.volumes_of(1012) == ["local:1012/vm-1012-disk-7.qcow2"]
+
+
+def test_a_container_of_that_number_is_not_taken(proxmox: ProxmoxBench) -> None:
+    with proxmox.served.paused() as node:
+        node.add_ct(1012, "ct", node=node.node)
+    with pytest.raises(NotOurs):
+        proxmox.clone(1012)
+    with pytest.raises(NotOurs):
+        proxmox.hypervisor.destroy(1012, owner=OWNER)
+
+
+def test_a_vm_that_we_may_not_see_is_a_strangers_and_never_gone(proxmox_api: ProxmoxBench) -> None:
+    with proxmox_api.served.paused() as node:
+        node.make_vm(1012, "secret")
+        node.hide(1012)
+    with pytest.raises(NotOurs):
+        proxmox_api.clone(1012)
+    with pytest.raises(Denied):
+        proxmox_api.hypervisor.status(1012)
+    with pytest.raises(Denied):
+        proxmox_api.hypervisor.destroy(1012, owner=OWNER)
+    assert vmids(proxmox_api) == [1012]
+
+
+def test_two_installations_that_want_one_vmid(proxmox: ProxmoxBench) -> None:
+    outcome: dict[str, str] = {}
+
+    def attempt(owner: str) -> None:
+        try:
+            proxmox.clone(1012, owner=owner)
+            outcome[owner] = "made"
+        except NotOurs:
+            outcome[owner] = "refused"
+
+    threads = [threading.Thread(target=attempt, args=(owner,)) for owner in (OWNER, STRANGER)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcome.values()) == ["made", "refused"]
+    winner = next(owner for owner, what in outcome.items() if what == "made")
+    seen = proxmox.hypervisor.status(1012)
+    assert seen is not None
+    assert seen.owner == winner
+
+
+# Lost replies and busy servers
+
+
+def calls(bench: ProxmoxBench) -> dict[str, tuple[str, str, Callable[[], Any]]]:
+    """Each changing call: how the API names it, and what makes it."""
+    spec = bench.spec(1012)
+    hypervisor = driver(bench)
+    larger = replace(spec, disk=4096)
+    return {
+        "clone": ("POST", CLONE, lambda: bench.clone(1012)),
+        "resize": ("PUT", f"{VM}/resize", lambda: hypervisor.configure(1012, larger, owner=OWNER)),
+        "config": ("PUT", f"{VM}/config", lambda: hypervisor.configure(1012, larger, owner=OWNER)),
+        "snapshot": ("POST", f"{VM}/snapshot", lambda: hypervisor.snapshot(1012, "clean", owner=OWNER)),
+        "rollback": (
+            "POST", f"{VM}/snapshot/{{snapname}}/rollback",
+            lambda: hypervisor.rollback(1012, "clean", owner=OWNER),
+        ),
+        "delete snapshot": (
+            "DELETE", f"{VM}/snapshot/{{snapname}}",
+            lambda: hypervisor.delete_snapshot(1012, "clean", owner=OWNER),
+        ),
+        "start": ("POST", f"{VM}/status/start", lambda: hypervisor.start(1012, owner=OWNER)),
+        "suspend": ("POST", f"{VM}/status/suspend", lambda: hypervisor.pause(1012, owner=OWNER)),
+        "resume": ("POST", f"{VM}/status/resume", lambda: hypervisor.resume(1012, owner=OWNER)),
+        "stop": ("POST", f"{VM}/status/stop", lambda: hypervisor.stop(1012, owner=OWNER)),
+        "destroy": ("DELETE", VM, lambda: hypervisor.destroy(1012, owner=OWNER)),
+    }  # fmt: skip
+
+
+def walk(bench: ProxmoxBench, until: str) -> Callable[[], Any]:
+    """Makes all calls before one; that one."""
+    for name, (_, _, call) in calls(bench).items():
+        if name == until:
+            return call
+        if name != "config":  # resize and config are one call of ours
+            call()
+        if name == "resize" and until == "config":
+            spec = replace(bench.spec(1012), disk=4096, cores=2)
+            return lambda: bench.hypervisor.configure(1012, spec, owner=OWNER)
+    raise AssertionError(until)
+
+
+CALLS = ["clone", "resize", "config", "snapshot", "rollback", "delete snapshot", "start", "suspend",
+         "resume", "stop", "destroy"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_lost_reply_has_its_effect_once(proxmox_api: ProxmoxBench, name: str) -> None:
+    method, template, _ = calls(proxmox_api)[name]
+    call = walk(proxmox_api, name)
+    with proxmox_api.served.paused() as node:
+        before = {vm.vmid for vm in node.vms}
+        fault = node.lose_reply(method, template)
+    call()
+    assert fault.times == 0
+    call()  # and again quietly
+    with proxmox_api.served.paused() as node:
+        after = {vm.vmid for vm in node.vms}
+    assert after ^ before == ({1012} if name in ("clone", "destroy") else set())
+    proxmox_api.hypervisor.destroy(1012, owner=OWNER)
+    assert vmids(proxmox_api) == []
+    assert not proxmox_api.leftovers()
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("trouble", ["no worker", "lock", "595", "596", "599", "500", "closed"])
+def test_a_busy_server_is_asked_again(proxmox_api: ProxmoxBench, name: str, trouble: str) -> None:
+    method, template, _ = calls(proxmox_api)[name]
+    call = walk(proxmox_api, name)
+    lock = "can't lock file '/var/lock/qemu-server/lock-1012.conf' - got timeout"
+    reasons = {"lock": (500, lock), "595": (595, "No route to host"), "596": (596, "Broken pipe"),
+               "599": (599, "Too many connections"), "500": (500, "the moon is full")}  # fmt: skip
+    with proxmox_api.served.paused() as node:
+        if trouble == "no worker":
+            fault = node.refuse_worker(method, template)
+        elif trouble == "closed":
+            fault = node.answer_with(method, template, 503, "going away")
+        else:
+            fault = node.answer_with(method, template, *reasons[trouble])
+    call()
+    assert fault.times == 0
+    proxmox_api.hypervisor.destroy(1012, owner=OWNER)
+    assert vmids(proxmox_api) == []
+
+
+# Clones that are cut off
+
+
+def test_a_clone_of_ours_that_still_runs_is_waited_for(proxmox: ProxmoxBench) -> None:
+    with proxmox.served.paused() as node:
+        node.time_scale = 1.0
+        node.pvesh_secs = 0.0
+        node.seconds["qmclone"] = 1.5
+    first = threading.Thread(target=proxmox.clone, args=(1012,))
+    first.start()
+    while not vmids(proxmox):
+        time.sleep(0.01)
+    second = proxmox.again()
+    second.clone("debian-12", 1012, name="box1012", owner=OWNER)
+    with proxmox.served.paused() as node:
+        assert node.vm(1012).lock is None
+    assert asked(proxmox, "POST", CLONE) <= 2
+    first.join()
+    assert vmids(proxmox) == [1012]
+
+
+def test_a_clone_that_died_is_cleaned_away_and_made_anew_by_root(
+    proxmox_shell: ProxmoxBench,
+) -> None:
+    with proxmox_shell.served.paused() as node:
+        node.leave_dead_clone(1012, description=names.render_description(OWNER, 1012))
+    with pytest.raises(Busy, match="died"):
+        proxmox_shell.clone(1012)
+    proxmox_shell.clone(1012)
+    assert vmids(proxmox_shell) == [1012]
+    proxmox_shell.hypervisor.destroy(1012, owner=OWNER)
+    assert not proxmox_shell.leftovers()
+
+
+def test_a_clone_that_died_and_is_destroyed_leaves_no_disk(proxmox_shell: ProxmoxBench) -> None:
+    with proxmox_shell.served.paused() as node:
+        node.leave_dead_clone(1012, description=names.render_description(OWNER, 1012))
+    proxmox_shell.hypervisor.destroy(1012, owner=OWNER)
+    assert vmids(proxmox_shell) == []
+
+
+def test_with_a_token_a_clone_that_died_is_told_with_the_remedy(proxmox_api: ProxmoxBench) -> None:
+    with proxmox_api.served.paused() as node:
+        node.leave_dead_clone(1012, description=names.render_description(OWNER, 1012))
+    for attempt in (
+        lambda: proxmox_api.clone(1012),
+        lambda: proxmox_api.hypervisor.destroy(1012, owner=OWNER),
+    ):
+        with pytest.raises(Unavailable) as told:
+            attempt()
+        assert "qm unlock 1012" in told.value.hint
+
+
+def test_a_strangers_dead_clone_is_left_alone(proxmox: ProxmoxBench) -> None:
+    with proxmox.served.paused() as node:
+        node.leave_dead_clone(1012)
+        node.leave_dead_clone(1013, description=names.render_description(STRANGER, 1013))
+    for vmid in (1012, 1013):
+        with pytest.raises(NotOurs):
+            proxmox.clone(vmid)
+    with pytest.raises(Busy):
+        proxmox.hypervisor.destroy(1012, owner=OWNER)
+    with pytest.raises(NotOurs):
+        proxmox.hypervisor.destroy(1013, owner=OWNER)
+    assert vmids(proxmox) == [1012, 1013]
+
+
+def test_a_locked_machine_is_told_and_kept(proxmox: ProxmoxBench) -> None:
+    made(proxmox)
+    with proxmox.served.paused() as node:
+        node._qm_lock(node.vm(1012), "backup")
+    for attempt in (
+        lambda: proxmox.hypervisor.start(1012, owner=OWNER),
+        lambda: proxmox.hypervisor.snapshot(1012, "clean", owner=OWNER),
+        lambda: proxmox.hypervisor.destroy(1012, owner=OWNER),
+    ):
+        with pytest.raises(Busy, match="backup"):
+            attempt()
+    assert vmids(proxmox) == [1012]
+
+
+# Clusters
+
+
+def test_a_machine_that_somebody_migrated_is_found_and_not_started(
+    proxmox_api: ProxmoxBench,
+) -> None:
+    made(proxmox_api)
+    with proxmox_api.served.paused() as node:
+        node.add_node("pve2")
+        node.vm(1012).node = "pve2"
+    seen = proxmox_api.hypervisor.status(1012)
+    assert seen is not None
+    assert (seen.node, seen.owner) == ("pve2", OWNER)
+    with pytest.raises(Conflict, match="on node pve2, and the rules"):
+        proxmox_api.hypervisor.start(1012, owner=OWNER)
+    proxmox_api.hypervisor.destroy(1012, owner=OWNER)
+    assert vmids(proxmox_api) == []
+
+
+def test_a_node_that_is_offline_makes_its_machines_unknown(proxmox_api: ProxmoxBench) -> None:
+    made(proxmox_api)
+    with proxmox_api.served.paused() as node:
+        node.add_node("pve2")
+        node.vm(1012).node = "pve2"
+        node.set_node_offline("pve2")
+    seen = proxmox_api.hypervisor.status(1012)
+    assert seen is not None
+    assert (seen.power, seen.owner) == (Power.UNKNOWN, OWNER)
+    listed = {machine.vmid: machine for machine in proxmox_api.hypervisor.inventory()}
+    assert (listed[1012].power, listed[1012].owner) == (Power.UNKNOWN, OWNER)
+    with pytest.raises(Unavailable):
+        proxmox_api.hypervisor.destroy(1012, owner=OWNER)
+    with proxmox_api.served.paused() as node:
+        node.set_node_offline("pve2", offline=False)
+    proxmox_api.hypervisor.destroy(1012, owner=OWNER)
+    assert vmids(proxmox_api) == []
+
+
+def test_a_clone_goes_to_another_node_by_shared_storage(proxmox_api: ProxmoxBench) -> None:
+    with proxmox_api.served.paused() as node:
+        node.add_node("pve2")
+        node.add_dir_storage("nfs", shared=1)
+        node.make_template(9001, "shared", storage="nfs", size=1 << 30)
+        node.vm(9001).stats = {}
+        node.make_vm(101, "hog", cores=1, memory="7000")
+        node.vm(101).status = "running"
+    wide = proxmox_api.again(node="", nodes=("pve", "pve2"))
+    wide.clone("shared", 1012, name="box1012", owner=OWNER)
+    with proxmox_api.served.paused() as node:
+        assert node.vm(1012).node == "pve2"
+        node.vms = [vm for vm in node.vms if vm.vmid != 101]
+    wide.destroy(1012, owner=OWNER)
+
+
+def test_in_a_pool(proxmox_api: ProxmoxBench) -> None:
+    with proxmox_api.served.paused() as node:
+        node.pools["agents"] = set()
+    pooled = proxmox_api.again(pool="agents")
+    pooled.clone("debian-12", 1012, name="box1012", owner=OWNER)
+    with proxmox_api.served.paused() as node:
+        assert 1012 in node.pools["agents"]
+    pooled.destroy(1012, owner=OWNER)
+
+
+def test_a_template_that_cannot_be_configured_is_told(proxmox_api: ProxmoxBench) -> None:
+    with proxmox_api.served.paused() as node:
+        node.make_template(9001, "bare", cloudinit=False)
+    proxmox_api.hypervisor.clone("bare", 1012, name="box1012", owner=OWNER)
+    with pytest.raises(Conflict, match="no cloud-init drive"):
+        proxmox_api.hypervisor.configure(1012, proxmox_api.spec(1012), owner=OWNER)
+    proxmox_api.hypervisor.destroy(1012, owner=OWNER)
+
+
+# Volumes
+
+
+def test_a_volume_outlives_its_machines(proxmox: ProxmoxBench) -> None:
+    hypervisor = driver(proxmox)
+    made(proxmox)
+    volid = hypervisor.allot(990000, 64, storage="local", owner=OWNER)
+    assert hypervisor.allot(990000, 64, storage="local", owner=OWNER) == volid
+    hypervisor.attach(1012, volid, owner=OWNER)
+    hypervisor.attach(1012, volid, owner=OWNER)
+    (volume,) = hypervisor.volumes(owner=OWNER)
+    assert (volume.volid, volume.size, volume.attached) == (volid, 64, (1012,))
+    hypervisor.destroy(1012, owner=OWNER)
+    (volume,) = hypervisor.volumes(owner=OWNER)
+    assert volume.attached == ()
+    hypervisor.free(volid, owner=OWNER)
+    hypervisor.free(volid, owner=OWNER)
+    assert hypervisor.volumes(owner=OWNER) == []
+
+
+def test_a_volume_is_attached_to_one_machine_at_most(proxmox: ProxmoxBench) -> None:
+    hypervisor = driver(proxmox)
+    made(proxmox)
+    made(proxmox, 1013)
+    volid = hypervisor.allot(990000, 64, storage="local", owner=OWNER)
+    hypervisor.attach(1012, volid, owner=OWNER)
+    with pytest.raises(Conflict, match="VM 1012 has it"):
+        hypervisor.attach(1013, volid, owner=OWNER)
+    with pytest.raises(Conflict, match="attached to VM 1012"):
+        hypervisor.free(volid, owner=OWNER)
+    for attempt in (
+        lambda: hypervisor.snapshot(1012, "clean", owner=OWNER),
+        lambda: hypervisor.rollback(1012, "clean", owner=OWNER),
+    ):
+        with pytest.raises(Conflict, match="is attached to it"):
+            attempt()
+    hypervisor.detach(1012, volid, owner=OWNER)
+    hypervisor.detach(1012, volid, owner=OWNER)
+    hypervisor.attach(1013, volid, owner=OWNER)
+    hypervisor.destroy(1013, owner=OWNER)
+    hypervisor.free(volid, owner=OWNER)
+
+
+def test_a_running_machine_gets_and_gives_its_volume_at_once(proxmox_api: ProxmoxBench) -> None:
+    hypervisor = driver(proxmox_api)
+    made(proxmox_api)
+    hypervisor.start(1012, owner=OWNER)
+    volid = hypervisor.allot(990000, 64, storage="local", owner=OWNER)
+    hypervisor.attach(1012, volid, owner=OWNER)
+    with proxmox_api.served.paused() as node:
+        assert not node.vm(1012).pending
+    hypervisor.detach(1012, volid, owner=OWNER)
+    hypervisor.free(volid, owner=OWNER)
+
+
+def test_a_strangers_volume_is_left_alone(proxmox: ProxmoxBench) -> None:
+    hypervisor = driver(proxmox)
+    made(proxmox)
+    theirs = hypervisor.allot(990000, 64, storage="local", owner=STRANGER)
+    for attempt in (
+        lambda: hypervisor.attach(1012, theirs, owner=OWNER),
+        lambda: hypervisor.free(theirs, owner=OWNER),
+        lambda: hypervisor.free("local:9000/base-9000-disk-0.qcow2", owner=OWNER),
+        lambda: hypervisor.detach(1012, "local:1012/vm-1012-disk-0.qcow2", owner=OWNER),
+    ):
+        with pytest.raises(NotOurs):
+            attempt()
+    assert hypervisor.volumes(owner=OWNER) == []
+    assert len(hypervisor.volumes(owner=STRANGER)) == 1
+
+
+def test_a_volume_that_is_not_there_cannot_be_attached(proxmox: ProxmoxBench) -> None:
+    made(proxmox)
+    volid = f"local:990000/{names.volume_name(990000, OWNER, '.qcow2')}"
+    with pytest.raises(NotFound):
+        driver(proxmox).attach(1012, volid, owner=OWNER)
+
+
+def test_a_lost_reply_to_allotting_makes_one_volume(proxmox_api: ProxmoxBench) -> None:
+    with proxmox_api.served.paused() as node:
+        node.lose_reply("POST", "/nodes/{node}/storage/{storage}/content")
+    volid = driver(proxmox_api).allot(990000, 64, storage="local", owner=OWNER)
+    assert [volume.volid for volume in driver(proxmox_api).volumes(owner=OWNER)] == [volid]
+
+
+# Rights
+
+
+def test_a_missing_right_is_named_with_its_path(proxmox_api: ProxmoxBench) -> None:
+    with proxmox_api.served.paused() as node:
+        node.apitokens["agent@pve!lab"] = "secret"
+        node.grant("agent@pve!lab", "/vms", "VM.Audit")
+    secret, tls = Secret("agent@pve!lab=secret"), Tls(ca_file=proxmox_api.served.ca)
+    with closing(RestTransport(proxmox_api.served.url, secret, tls)) as transport:
+        poor = ProxmoxHypervisor(transport, settings(proxmox_api.served), NodeTools(""))
+        with pytest.raises((Denied, Unavailable)):
+            poor.clone("debian-12", 1012, name="box1012", owner=OWNER)
+        with proxmox_api.served.paused() as node:
+            for privilege, path in (
+                ("Datastore.Audit", "/storage"), ("VM.Allocate", "/vms"), ("SDN.Use", "/sdn"),
+                ("VM.Audit", "/vms"), ("Datastore.AllocateSpace", "/storage"),
+            ):  # fmt: skip
+                node.grant("agent@pve!lab", path, privilege)
+        with pytest.raises(Denied, match=r"VM\.Clone") as told:
+            poor.clone("debian-12", 1012, name="box1012", owner=OWNER)
+        assert "grant VM.Clone on /vms/9000" in told.value.hint
+    assert vmids(proxmox_api) == []

@@ -1,0 +1,111 @@
+"""What is the local driver's own: its files, and starts from memory."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from agentlab.errors import Conflict, NotOurs
+from agentlab.hypervisor.base import Power
+from tests.contract.bench import OWNER, LocalBench
+
+
+def test_a_directory_without_a_record_is_a_strangers(local_bench: LocalBench) -> None:
+    for vmid, record in ((1012, None), (1013, b"not JSON"), (1014, b'{"owner": "agentlab-test"}')):
+        (local_bench.root / str(vmid)).mkdir()
+        if record:
+            (local_bench.root / str(vmid) / "machine.json").write_bytes(record)
+    (local_bench.root / "notes").mkdir()
+    assert [machine.owner for machine in local_bench.hypervisor.inventory()] == ["", "", ""]
+    for vmid in (1012, 1013, 1014):
+        with pytest.raises(NotOurs):
+            local_bench.hypervisor.destroy(vmid, owner=OWNER)
+        with pytest.raises(NotOurs):
+            local_bench.clone(vmid)
+        assert (local_bench.root / str(vmid)).is_dir()
+
+
+def test_a_clone_that_was_cut_off_is_no_machine_and_is_swept(local_bench: LocalBench) -> None:
+    left = local_bench.root / ".1012.0a0b0c0d.new"
+    left.mkdir()
+    (left / "disk.qcow2").touch()
+    os.utime(left, (1, 1))
+    assert not list(local_bench.hypervisor.inventory())
+    assert not left.exists()
+    local_bench.clone(1012)
+    assert os.listdir(local_bench.root) == ["1012"]
+
+
+@pytest.mark.vm
+def test_two_clones_of_one_memory_snapshot_are_two_machines(local_powered: LocalBench) -> None:
+    vmids = (1012, 1013)
+    specs = {vmid: local_powered.start(vmid) for vmid in vmids}
+    for vmid, spec in specs.items():
+        print("ready after", local_powered.wait(vmid, spec))
+    asked = {
+        "machine-id": "cat /etc/machine-id",
+        "ssh host keys": "cat /etc/ssh/ssh_host_*_key.pub | cut -d' ' -f2",
+        "random bytes": "head -c 32 /dev/urandom | base64",
+        "uuid": "cat /proc/sys/kernel/random/uuid",
+        "MAC": "cat /sys/class/net/eth0/address",
+        "address": "ip -br -4 address show eth0",
+        "hostname": "hostname",
+    }
+    for what, script in asked.items():
+        one, other = (local_powered.say(vmid, script) for vmid in vmids)
+        assert one, what
+        assert one != other, what
+    for vmid, spec in specs.items():
+        assert abs(float(local_powered.say(vmid, "date +%s.%N")) - time.time()) < 3
+        seen = {interface.mac: interface for interface in local_powered.hypervisor.interfaces(vmid)}
+        assert spec.nic.address.ip in seen[spec.nic.mac].addresses
+        assert local_powered.say(vmid, "hostname") == spec.hostname
+        assert local_powered.say(vmid, "systemctl --failed --plain --no-legend") == ""
+    machines = local_powered.hypervisor.inventory()
+    assert [machine.power for machine in machines] == [Power.RUNNING] * 2
+
+
+@pytest.mark.vm
+def test_a_missing_tap_is_not_made_without_rules(local_powered: LocalBench) -> None:
+    local_powered.clone(1012)
+    local_powered.hypervisor.configure(1012, local_powered.spec(1012, tap=False), owner=OWNER)
+    with pytest.raises(Conflict, match="tc1012"):
+        local_powered.hypervisor.start(1012, owner=OWNER)
+    assert local_powered.hypervisor.inventory()[0].power is Power.STOPPED
+
+
+@pytest.mark.vm
+def test_rollback_to_clean_starts_from_memory_again(local_powered: LocalBench) -> None:
+    driver, spec = local_powered.hypervisor, local_powered.spec(1012)
+    local_powered.clone(1012)
+    driver.configure(1012, spec, owner=OWNER)
+    driver.snapshot(1012, "clean", owner=OWNER)
+    driver.start(1012, owner=OWNER)
+    local_powered.wait(1012, spec)
+    local_powered.say(1012, "echo changed >/root/mark; sync")
+    driver.stop(1012, owner=OWNER)
+    driver.snapshot(1012, "changed", owner=OWNER)
+    with pytest.raises(Conflict):
+        driver.snapshot(1012, "clean", owner=OWNER)
+    driver.rollback(1012, "clean", owner=OWNER)
+    driver.start(1012, owner=OWNER)
+    assert local_powered.wait(1012, spec) < 15
+    assert local_powered.say(1012, "ls /root/mark 2>/dev/null || echo gone") == "gone"
+    driver.stop(1012, owner=OWNER)
+    assert list(driver.snapshots(1012)) == ["clean", "changed"]
+
+
+@pytest.mark.vm
+@pytest.mark.slow
+def test_a_cold_boot_has_an_identity_of_its_own(local_powered: LocalBench, tmp_path: Path) -> None:
+    local_powered.hypervisor = local_powered.again(start_mode="cold")
+    spec = local_powered.start(1012)
+    print("cold boot", local_powered.wait(1012, spec))
+    assert local_powered.say(1012, "hostname") == spec.hostname
+    assert len(local_powered.say(1012, "cat /etc/machine-id")) == 32
+    assert local_powered.say(1012, "ls /etc/ssh/ssh_host_*_key") == "/etc/ssh/ssh_host_ed25519_key"
+    assert local_powered.say(1012, "systemctl --failed --plain --no-legend") == ""
+    assert local_powered.say(1012, "cat /etc/resolv.conf") == "nameserver 10.77.0.1"
