@@ -11,6 +11,7 @@ import json
 import re
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -644,6 +645,76 @@ def test_a_busy_node_queues_and_its_locks_run_out(keys: Path) -> None:
         for number, end in enumerate(ends):
             assert (node.vm(200 + number) is not None) == (end == "OK")
             assert bool(node.volumes_of(200 + number)) == (end == "OK")
+
+
+# ----------------------------------------------------------------------------- extension points
+
+
+class Hooked(ProxmoxNode):
+    """Somebody's node whose machines are real: it notes what it is told, in which thread."""
+
+    def __init__(self) -> None:
+        super().__init__(time_scale=SCALE)
+        self.told: list[str] = []
+        self.refuse = False
+
+    def note(self, what: str) -> None:
+        assert threading.current_thread().name != "fake pve", "it may block, so not on the loop"
+        self.told.append(what)
+
+    def on_clone(self, source: FakeVm, vm: FakeVm, full: bool) -> None:
+        self.note(f"clone {source.vmid} {vm.vmid} {vm.config['scsi0']}")
+
+    def on_start(self, vm: FakeVm) -> None:
+        self.note(f"start {vm.vmid}")
+        if self.refuse:
+            raise OSError("no /dev/kvm")
+
+    def on_stop(self, vm: FakeVm) -> None:
+        self.note(f"stop {vm.vmid}")
+
+    def on_destroy(self, vm: FakeVm) -> None:
+        self.note(f"destroy {vm.vmid}")
+
+    def on_attach(self, vm: FakeVm, key: str, volid: str) -> None:
+        self.note(f"attach {key} {volid}")
+
+    def on_allot(self, volid: str, size: int) -> None:
+        self.note(f"allot {volid} {size}")
+
+    def on_free(self, volid: str) -> None:
+        self.note(f"free {volid}")
+
+    def agent_is_up(self, vm: FakeVm) -> bool:
+        return True
+
+    def agent_call(self, vm: FakeVm, command: str, values: dict[str, Any]) -> Any:
+        self.note(f"agent {command}")
+        return {"result": {}}
+
+
+def test_what_is_done_can_be_done_for_real(keys: Path) -> None:
+    node = Hooked()
+    recorded_template(node, 9100)
+    with serve(node, keys) as served:
+        client = Client(served)
+        client.again("227")
+        volume = client.data("POST", "/nodes/pve/storage/local/content", vmid=990001, size="1G",
+                             filename="vm-990001-disk-0.qcow2")  # fmt: skip
+        node.refuse = True
+        assert client.task("POST", f"{QEMU}/1301/status/start") == "OSError: no /dev/kvm"
+        node.refuse = False
+        assert client.task("POST", f"{QEMU}/1301/status/start") == "OK"
+        client.data("PUT", f"{QEMU}/1301/config", scsi1=volume)
+        client.data("POST", f"{QEMU}/1301/agent/ping")
+        served.call(node.powered_off, node.vm(1301))  # the guest turned itself off
+        assert client.task("DELETE", f"{QEMU}/1301") == "OK"
+    disk = "local:9100/base-9100-disk-0.qcow2/1301/vm-1301-disk-0.qcow2"
+    assert node.told == [
+        f"clone 9100 1301 {disk},size=64M", f"allot {volume} {1024**3}", "start 1301",
+        "start 1301", f"attach scsi1 {volume}", "agent ping", "destroy 1301",
+        "free local:1301/vm-1301-cloudinit.qcow2", f"free {disk}",
+    ]  # fmt: skip
 
 
 # ----------------------------------------------------------------------------- command lines

@@ -495,7 +495,8 @@ class Machines:
             volume, old = split_drive(value)[0], str(vm.config.get(key, ""))
             if old and split_drive(old)[0] != volume:
                 await self._take_out(vm, key, old)
-            elif not old and vm.status == "running":
+                old = ""
+            if not old and vm.status == "running":
                 await self.blocking(self.on_attach, vm, key, volume)
             for unused in [k for k in vm.config if re.fullmatch(r"unused\d+", k)]:
                 if split_drive(str(vm.config[unused]))[0] == volume:
@@ -930,7 +931,7 @@ class Machines:
                 vm.config = {**config, "lock": "clone"}
                 vm.name = config["name"]
                 await self.blocking(self.on_clone, source, vm, full)
-        except (TaskError, PveError, asyncio.CancelledError) as error:
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a hook's, too
             if isinstance(error, asyncio.CancelledError) and "ended_by" not in (RECORD.get() or {}):
                 raise  # killed hard: all stays as it is (866 to 878)
             for volume in made:
