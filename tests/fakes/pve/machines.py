@@ -931,7 +931,7 @@ class Machines:
                 vm.config = {**config, "lock": "clone"}
                 vm.name = config["name"]
                 await self.blocking(self.on_clone, source, vm, full)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a hook's, too
+        except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and "ended_by" not in (RECORD.get() or {}):
                 raise  # killed hard: all stays as it is (866 to 878)
             for volume in made:
