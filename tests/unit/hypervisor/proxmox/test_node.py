@@ -606,7 +606,7 @@ def test_tools_are_there_for_root_on_its_own_node(
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not NodeTools("pve").available_on("pve")
-    for name in ("qm", "pvesm"):
+    for name in ("qm", "pvesm", "pvesh"):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
     assert NodeTools("pve").available_on("pve")
