@@ -20,7 +20,7 @@ PROGRAM = "qemu-system-x86_64"
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 # x86-64-v2, which some programs demand and no more: each extension costs time to emulate, and
 # guests that see the newest ones ("max") boot half as fast again.
-_TCG_CPU = "qemu64,+cx16,+popcnt,+ssse3,+sse4.1,+sse4.2"
+TCG_CPU = "qemu64,+cx16,+popcnt,+ssse3,+sse4.1,+sse4.2"
 # Emulated cores run no speculative execution of ours, so guarding against it only costs.
 _TCG_KERNEL = "mitigations=off"
 _KERNEL = (
@@ -78,7 +78,7 @@ def render_argv(launch: Launch) -> list[str]:
         *("-sandbox", _SANDBOX),
         *("-pidfile", process.PIDFILE),
         *("-accel", "kvm" if kvm else "tcg,thread=multi"),
-        *("-cpu", "host" if kvm else _TCG_CPU),
+        *("-cpu", "host" if kvm else TCG_CPU),
         *("-smp", str(launch.cores)),
         *("-m", str(launch.memory)),
         *("-rtc", "base=utc"),

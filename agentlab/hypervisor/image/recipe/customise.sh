@@ -9,7 +9,8 @@ rm -f "$root"/etc/apt/sources.list "$root"/etc/apt/sources.list.d/* \
     "$root"/etc/apt/apt.conf.d/99mmdebstrap "$root"/etc/apt/auth.conf.d/* \
     "$root"/etc/apt/trusted.gpg.d/*mmdebstrap*
 
-# A small initrd: only what finds the root disk of a virtual machine.
+# A small initrd: only what finds the root disk of a virtual machine, and the disc with its
+# settings: systemd asks whether there is one before it has loaded any module itself.
 cat >"$root"/etc/initramfs-tools/conf.d/agentlab <<END
 MODULES=list
 COMPRESS=lz4
@@ -17,7 +18,7 @@ BUSYBOX=n
 FSTYPE=ext4
 RESUME=none
 END
-printf '%s\n' virtio_pci virtio_blk virtio_scsi sd_mod ext4 >"$root"/etc/initramfs-tools/modules
+printf '%s\n' virtio_pci virtio_blk virtio_scsi sd_mod sr_mod ext4 >"$root"/etc/initramfs-tools/modules
 chroot "$root" update-initramfs -u -k all
 
 chroot "$root" useradd --create-home --uid 1000 --user-group --shell /bin/bash agent
@@ -37,16 +38,19 @@ for unit in \
     systemd-networkd-wait-online.service systemd-timesyncd.service \
     dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount \
     sys-fs-fuse-connections.mount sys-kernel-config.mount proc-sys-fs-binfmt_misc.automount \
-    systemd-logind.service systemd-networkd.socket \
+    systemd-networkd.socket \
     systemd-network-generator.service modprobe@dm_mod.service modprobe@loop.service \
     modprobe@configfs.service modprobe@drm.service modprobe@fuse.service modprobe@efi_pstore.service \
-    keyboard-setup.service console-setup.service networking.service ssh.service \
+    keyboard-setup.service console-setup.service networking.service \
     sudo.service systemd-binfmt.service systemd-hwdb-update.service ldconfig.service \
     cloud-config.service cloud-init-hotplugd.socket cloud-init-hotplugd.service
 do
     ln -sf /dev/null "$root/etc/systemd/system/$unit"
 done
+# logind is started when it is asked, which shutdown(8) does, and so the guest agent.
+rm "$root"/usr/lib/systemd/system/multi-user.target.wants/systemd-logind.service
 # sshd is started by a connection, so that it costs nothing before and needs no keys at boot.
+chroot "$root" systemctl disable ssh.service
 chroot "$root" systemctl enable systemd-networkd.service ssh.socket qemu-guest-agent.service
 ln -sf ../agentlab-runner.service \
     "$root"/etc/systemd/system/multi-user.target.wants/agentlab-runner.service
