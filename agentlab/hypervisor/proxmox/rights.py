@@ -1,0 +1,204 @@
+"""Which privileges the API token needs, where, and what for; and which of them it lacks.
+
+The table is the one source: the check of `agentlab init` and the test of docs/how-to/proxmox.md
+read it.  By the backend `shell` we are root, and need none.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from agentlab.errors import Unavailable
+from agentlab.hypervisor.proxmox.transport import Parameter, Transport
+
+Granted = Mapping[str, Mapping[str, int]]  # by path: privilege, and 1 when it holds below as well
+
+ROLE = "AgentLab"  # the one that we ask for; the others come with Proxmox
+
+
+class Place(StrEnum):
+    """A kind of path that rights are given on."""
+
+    SANDBOXES = "sandboxes"
+    TEMPLATE = "template"
+    STORAGE = "storage"
+    BRIDGE = "bridge"
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """A privilege that is needed; `majors` are the versions of Proxmox VE that have it."""
+
+    privilege: str
+    place: Place
+    why: str
+    majors: tuple[int, ...] = (8, 9)
+
+
+RIGHTS: tuple[Right, ...] = (
+    Right("VM.Allocate", Place.SANDBOXES, "make and destroy them"),
+    Right("VM.Audit", Place.SANDBOXES, "see them: a list without it is short, not refused"),
+    Right("VM.Config.CPU", Place.SANDBOXES, "cores"),
+    Right("VM.Config.Cloudinit", Place.SANDBOXES, "address and resolvers"),
+    Right("VM.Config.Disk", Place.SANDBOXES, "a larger disk than the template's"),
+    Right("VM.Config.Memory", Place.SANDBOXES, "memory"),
+    Right("VM.Config.Network", Place.SANDBOXES, "MAC and bridge"),
+    Right("VM.Config.Options", Place.SANDBOXES, "name, tags and the mark of their owner"),
+    Right("VM.PowerMgmt", Place.SANDBOXES, "start and stop"),
+    Right("VM.Snapshot", Place.SANDBOXES, "take snapshots, and roll back to them"),
+    Right("VM.Monitor", Place.SANDBOXES, "the guest agent", (8,)),
+    Right("VM.GuestAgent.Unrestricted", Place.SANDBOXES, "the guest agent", (9,)),
+    Right("VM.Audit", Place.TEMPLATE, "read what it is made of"),
+    Right("VM.Clone", Place.TEMPLATE, "clone it"),
+    Right("Datastore.AllocateSpace", Place.STORAGE, "the disks of clones"),
+    Right("Datastore.Audit", Place.STORAGE, "see what is free, and what is left of others"),
+    Right("SDN.Use", Place.BRIDGE, "put sandboxes on it"),
+)
+
+# Who gives the rights of a place.  A role on a deeper path takes the place of those from above.
+ROLES: Mapping[Place, str] = {
+    Place.SANDBOXES: ROLE,
+    Place.TEMPLATE: "PVETemplateUser",
+    Place.STORAGE: "PVEDatastoreUser",
+    Place.BRIDGE: "PVESDNUser",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Where this installation works.  `storages`: those of the template, and of full clones."""
+
+    vmid: int  # any VMID of a sandbox
+    bridge: str
+    template: int
+    storages: tuple[str, ...] = ()
+    pool: str = ""
+
+    def paths(self, place: Place) -> tuple[str, ...]:
+        """The paths that rights of this place are given on; each of them needs all."""
+        match place:
+            case Place.SANDBOXES:
+                return (f"/pool/{self.pool}" if self.pool else "/vms",)
+            case Place.TEMPLATE:
+                return (f"/vms/{self.template}",)
+            case Place.STORAGE:
+                return tuple(f"/storage/{name}" for name in self.storages)
+            case Place.BRIDGE:
+                return (f"/sdn/zones/localnetwork/{self.bridge}",)
+
+    def asked(self, place: Place, path: str) -> tuple[str, ...]:
+        """The paths of which any one will do for what is given on `path`."""
+        if place is not Place.SANDBOXES:
+            return (path,)
+        below = f"/vms/{self.vmid}"
+        return (path, below) if self.pool else (below,)
+
+
+@dataclass(frozen=True, slots=True)
+class MissingRight:
+    """A privilege that the token lacks, and the path on which to give it."""
+
+    privilege: str
+    path: str
+    place: Place
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.privilege} on {self.path} ({self.why})"
+
+
+def needed(major: int) -> Sequence[Right]:
+    """The rows of the table for a version; one that is newer than all is taken for the newest."""
+    newest = max(max(right.majors) for right in RIGHTS)
+    return [right for right in RIGHTS if min(max(major, 8), newest) in right.majors]
+
+
+def holds(granted: Granted, path: str, privilege: str) -> bool:
+    """Whether a privilege is held on a path.
+
+    Proxmox lists a path with all that is held there, what comes from above too; so the path
+    itself decides when it is listed, and else the nearest one above, by what it passes on.
+    """
+    if path in granted:
+        return privilege in granted[path]
+    parent = path
+    while parent != "/":
+        parent = parent.rpartition("/")[0] or "/"
+        if parent in granted:
+            return bool(granted[parent].get(privilege))
+    return False
+
+
+def missing_rights(granted: Granted, major: int, scope: Scope) -> list[MissingRight]:
+    """All that is lacking, in the order of the table."""
+    return [
+        MissingRight(right.privilege, path, right.place, right.why)
+        for right in needed(major)
+        for path in scope.paths(right.place)
+        if not any(holds(granted, each, right.privilege) for each in scope.asked(right.place, path))
+    ]
+
+
+def render_remedy(missing: Sequence[MissingRight], token_id: str, major: int) -> list[str]:
+    """The commands, for root on a node, that give what is missing.
+
+    The user of a token must have the rights too, and a token with privilege separation for itself
+    as well: each line names both.
+    """
+    user = token_id.partition("!")[0]
+    lines = []
+    own = sorted({each.privilege for each in missing if each.place is Place.SANDBOXES})
+    if own:
+        whole = {right.privilege for right in needed(major) if right.place is Place.SANDBOXES}
+        verb = ["add", ROLE] if whole == set(own) else ["modify", ROLE, "--append", "1"]
+        lines.append(shlex.join(["pveum", "role", *verb, "--privs", " ".join(own)]))
+    for path, place in dict.fromkeys((each.path, each.place) for each in missing):
+        words = ["pveum", "acl", "modify", path, "--users", user]
+        lines.append(shlex.join([*words, "--tokens", token_id, "--roles", ROLES[place]]))
+    return lines
+
+
+def parse_permissions(data: object) -> dict[str, dict[str, int]]:
+    """`GET /access/permissions`; Unavailable when it is not what it should be."""
+    if not isinstance(data, Mapping) or not all(
+        isinstance(each, Mapping) for each in data.values()
+    ):
+        raise Unavailable("Proxmox told rights that cannot be read")
+    return {
+        str(path): {
+            str(name): int(str(below) not in ("0", "False")) for name, below in held.items()
+        }
+        for path, held in data.items()
+    }
+
+
+def read_permissions(transport: Transport, major: int, scope: Scope) -> Granted:
+    """What the token holds: on the whole, and asked for each path that matters.
+
+    Only the question for a path tells of a pool that it is in, and of a role there that gives
+    nothing.
+    """
+
+    def read(**params: Parameter) -> dict[str, dict[str, int]]:
+        return parse_permissions(transport.call("GET", "/access/permissions", params))
+
+    granted = read()
+    places = dict.fromkeys(right.place for right in needed(major))
+    asked = dict.fromkeys(
+        each for place in places for path in scope.paths(place) for each in scope.asked(place, path)
+    )
+    for path in asked:
+        granted.update(read(path=path))
+    return granted
+
+
+def parse_major(data: object) -> int:
+    """The first number of `GET /version`; Unavailable when there is none."""
+    text = str(data.get("version", "")) if isinstance(data, Mapping) else ""
+    major = text.partition(".")[0]
+    if not (major.isascii() and major.isdigit()):
+        raise Unavailable(f"Proxmox gave no version that can be read: {text[:40]!r}")
+    return int(major)

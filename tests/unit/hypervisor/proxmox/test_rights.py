@@ -1,0 +1,176 @@
+"""Which rights a token lacks: by recordings of Proxmox VE, and by a node that plays it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from agentlab.errors import Unavailable
+from agentlab.hypervisor.proxmox.rest import RestTransport, Tls
+from agentlab.hypervisor.proxmox.rights import (
+    RIGHTS,
+    Granted,
+    Right,
+    Scope,
+    holds,
+    missing_rights,
+    needed,
+    parse_major,
+    parse_permissions,
+    read_permissions,
+    render_remedy,
+)
+from agentlab.secret import Secret
+from tests.fakes.pve.node import ProxmoxNode
+from tests.fakes.pve.serving import serve
+
+TOKEN = "agentlab@pve!daemon"
+SCOPE = Scope(vmid=1000, bridge="vmbr1", template=9000, storages=("local", "fast"))
+POOL = Scope(vmid=1000, bridge="vmbr1", template=9000, storages=("local",), pool="lab")
+
+
+def all_of(scope: Scope, major: int, without: Right | None = None) -> dict[str, dict[str, int]]:
+    """What a token has that was given all rights of the table, but for one."""
+    granted: dict[str, dict[str, int]] = {}
+    for right in needed(major):
+        for path in scope.paths(right.place):
+            held = granted.setdefault(path, {})
+            if right is not without:
+                held[right.privilege] = 1
+    return granted
+
+
+def names(granted: Granted, major: int, scope: Scope) -> list[tuple[str, str]]:
+    return [(each.privilege, each.path) for each in missing_rights(granted, major, scope)]
+
+
+@pytest.mark.parametrize("scope", [SCOPE, POOL], ids=["all", "pool"])
+@pytest.mark.parametrize("major", [8, 9, 10])
+def test_who_has_all_lacks_nothing(major: int, scope: Scope) -> None:
+    assert names(all_of(scope, major), major, scope) == []
+    assert names({"/": dict.fromkeys({each.privilege for each in RIGHTS}, 1)}, major, scope) == []
+
+
+@pytest.mark.parametrize("scope", [SCOPE, POOL], ids=["all", "pool"])
+@pytest.mark.parametrize(
+    ("major", "right"),
+    [(major, right) for major in (8, 9) for right in needed(major)],
+    ids=lambda value: f"{value.privilege} {value.place}" if isinstance(value, Right) else value,
+)
+def test_each_privilege_that_is_taken_away_is_named_exactly(
+    major: int, right: Right, scope: Scope
+) -> None:
+    expected = [(right.privilege, path) for path in scope.paths(right.place)]
+    assert names(all_of(scope, major, right), major, scope) == expected
+
+
+def test_the_guest_agent_has_another_privilege_since_9() -> None:
+    eight, nine = ({each.privilege for each in needed(major)} for major in (8, 9))
+    assert eight - nine == {"VM.Monitor"}
+    assert nine - eight == {"VM.GuestAgent.Unrestricted"}
+
+
+@pytest.mark.parametrize(
+    ("granted", "path", "held"),
+    [
+        ({"/": {"VM.Audit": 1}}, "/vms/1000", True),
+        ({"/vms": {"VM.Audit": 1}}, "/vms/1000", True),
+        ({"/vms": {"VM.Audit": 0}}, "/vms/1000", False),  # not passed on
+        ({"/vms": {"VM.Audit": 0}}, "/vms", True),
+        ({"/vms": {"VM.Audit": 1}, "/vms/1000": {}}, "/vms/1000", False),  # taken away there
+        ({"/vms": {}, "/vms/1000": {"VM.Audit": 0}}, "/vms/1000", True),
+        ({"/vms": {}, "/": {"VM.Audit": 1}}, "/vms/1000", False),
+        ({"/vms/100": {"VM.Audit": 1}}, "/vms/1000", False),  # a name is not a beginning
+        ({"/sdn/zones/localnetwork": {"VM.Audit": 1}}, "/sdn/zones/localnetwork/vmbr1", True),
+        ({"/storage/local": {"VM.Audit": 1}}, "/storage/fast", False),
+        ({}, "/vms/1000", False),
+    ],
+)
+def test_rights_are_passed_on_as_proxmox_does_it(granted: Granted, path: str, held: bool) -> None:
+    assert holds(granted, path, "VM.Audit") is held
+
+
+def test_a_pool_holds_for_its_members_and_needs_no_passing_on() -> None:
+    granted = all_of(POOL, 8)
+    granted["/pool/lab"] = dict.fromkeys(granted["/pool/lab"], 0)
+    assert names(granted, 8, POOL) == []
+    everywhere = {path: held for path, held in granted.items() if path != "/pool/lab"}
+    assert len(names(everywhere, 8, POOL)) == 11
+    assert names({**everywhere, "/vms": all_of(SCOPE, 8)["/vms"]}, 8, POOL) == []
+
+
+def test_the_remedy_is_what_root_types() -> None:
+    granted = all_of(SCOPE, 8)
+    del granted["/vms"]["VM.Snapshot"], granted["/vms"]["VM.Config.CPU"]
+    granted["/storage/fast"] = {}
+    missing = missing_rights(granted, 8, SCOPE)
+    assert str(missing[0]) == "VM.Config.CPU on /vms (cores)"
+    who = "--users agentlab@pve --tokens 'agentlab@pve!daemon'"
+    assert render_remedy(missing, TOKEN, 8) == [
+        "pveum role modify AgentLab --append 1 --privs 'VM.Config.CPU VM.Snapshot'",
+        f"pveum acl modify /vms {who} --roles AgentLab",
+        f"pveum acl modify /storage/fast {who} --roles PVEDatastoreUser",
+    ]
+    first = render_remedy(missing_rights({}, 9, POOL), TOKEN, 9)
+    assert first[0].startswith("pveum role add AgentLab --privs 'VM.Allocate VM.Audit ")
+    assert first[1].startswith("pveum acl modify /pool/lab ")
+    assert [line.split()[3] for line in first[2:]] == [
+        "/vms/9000", "/storage/local", "/sdn/zones/localnetwork/vmbr1"
+    ]  # fmt: skip
+    assert render_remedy([], TOKEN, 8) == []
+
+
+RECORDED: Mapping[str, object] = json.loads(
+    '{"/vms": {"VM.Audit": 1, "VM.Config.Cloudinit": 1, "VM.PowerMgmt": 1},'
+    ' "/vms/9000": {"VM.Audit": 1, "VM.Clone": 1}}'
+)
+
+
+def test_as_proxmox_8_tells_it_of_a_separated_token() -> None:
+    """`pveum user token permissions`, 8.2.4: a role on a deeper path replaced the one above."""
+    granted = parse_permissions(RECORDED)
+    assert holds(granted, "/vms/1000", "VM.PowerMgmt")
+    assert not holds(granted, "/vms/9000", "VM.PowerMgmt")
+    assert ("VM.Clone", "/vms/9000") not in names(granted, 8, SCOPE)
+    assert ("VM.Snapshot", "/vms") in names(granted, 8, SCOPE)
+
+
+@pytest.mark.parametrize("data", [None, [], "x", {"/vms": 1}, {"/vms": ["VM.Audit"]}])
+def test_rights_that_cannot_be_read_are_not_missing(data: object) -> None:
+    with pytest.raises(Unavailable):
+        parse_permissions(data)
+
+
+def test_the_version_is_its_first_number() -> None:
+    assert [parse_major({"version": text}) for text in ("8.2.4", "9.0", "10")] == [8, 9, 10]
+    for data in ({}, None, {"version": "x"}):
+        with pytest.raises(Unavailable):
+            parse_major(data)
+
+
+@pytest.mark.parametrize(
+    "scope", [Scope(1000, "vmbr1", 9000, ("local",)), POOL], ids=["all", "pool"]
+)
+def test_a_node_tells_what_its_token_lacks(tmp_path: Path, scope: Scope) -> None:
+    """The token of a user with each single privilege taken away, asked over HTTPS."""
+    node = ProxmoxNode(version="9.0.3")
+    value = "01234567-89ab-cdef-0123-456789abcdef"
+    node.apitokens[TOKEN] = value
+    node.make_template(9000)
+    if scope.pool:
+        node.pools[scope.pool] = set()
+    with serve(node, tmp_path) as served:
+        transport = RestTransport(served.url, Secret(f"{TOKEN}={value}"), Tls(served.ca))
+        assert parse_major(transport.call("GET", "/version")) == 9
+        for right in (None, *needed(9)):
+            with served.paused() as paused:
+                paused.acl = {}
+                for path, held in all_of(scope, 9, right).items():
+                    paused.grant(TOKEN, path, *held)
+            granted = read_permissions(transport, 9, scope)
+            expected = [(right.privilege, scope.paths(right.place)[0])] if right else []
+            assert names(granted, 9, scope) == expected
+        transport.close()
