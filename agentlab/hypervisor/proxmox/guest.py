@@ -19,7 +19,7 @@ from agentlab.hypervisor.base import ExecResult, GuestInterface, MachineSpec
 from agentlab.hypervisor.guest_answers import READY, parse_interfaces, plain
 from agentlab.hypervisor.proxmox.inventory import Found
 from agentlab.hypervisor.proxmox.machines import Part
-from agentlab.hypervisor.proxmox.transport import NoSuchPid, NotRunning, Refused
+from agentlab.hypervisor.proxmox.transport import NoSuchPid, NoSuchVM, NotRunning, Refused
 
 # $0 is the name of this run: whoever comes second finds it taken and runs nothing.
 _ONCE = (
@@ -56,7 +56,7 @@ class ProxmoxGuest(Part):
                 interface.mac == nic.mac and nic.address.ip in interface.addresses
                 for interface in self._interfaces(found)
             )
-        except (Unavailable, NotRunning, Refused):
+        except (Unavailable, NotRunning, NoSuchVM, Refused):
             return False
 
     def _runner_is_up(self, found: Found) -> bool:

@@ -423,18 +423,15 @@ class ProxmoxMachines(Part):
 
     def _remove(self, found: Found) -> None:
         """Without the sweep for other disks of this VMID: they would not be proven to be ours."""
-        try:
-            self._off(found)
-            self._keep_volumes(found)
-            self._api.act(
-                "DELETE",
-                found.path,
-                {"purge": True},
-                what=f"cannot destroy VM {found.vmid}",
-                turns=self._turn(found.node),
-            )
-        except NoSuchVM:
-            return
+        self._off(found)
+        self._keep_volumes(found)
+        self._api.act(
+            "DELETE",
+            found.path,
+            {"purge": True},
+            what=f"cannot destroy VM {found.vmid}",
+            turns=self._turn(found.node),
+        )
 
     def _keep_volumes(self, found: Found) -> None:
         """Work disks are detached first, though destroying the machine would leave them."""

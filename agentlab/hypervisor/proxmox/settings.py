@@ -22,7 +22,7 @@ class Settings:
     pool: str = ""
     storage: str = ""  # of full clones and volumes; "": that of the template
     full: bool = False
-    node_limit: int = 6  # tasks at the same moment on one node
+    node_limit: int = 10  # tasks at the same moment on one node
     template_limit: int = 3  # clones of one template
     storage_limit: int = 3  # clones to one storage
     queue_limit: int = 500  # callers that may wait for their turn

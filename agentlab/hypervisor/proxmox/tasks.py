@@ -17,6 +17,7 @@ from agentlab.hypervisor.proxmox.transport import (
     LockTimeout,
     Method,
     NoSuchTask,
+    NoSuchVM,
     NotReached,
     NoWorker,
     Parameter,
@@ -31,7 +32,7 @@ from agentlab.hypervisor.proxmox.transport import (
 T = TypeVar("T")
 
 _UPID = re.compile(r"UPID:(?P<node>[^:]+):[0-9A-Fa-f:]+:[^:]*:[^:]*:[^:]+:")
-_FIRST_POLL, _SLOWEST_POLL = 0.05, 2.0
+_FIRST_POLL, _SLOWEST_POLL = 0.1, 2.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 3.0
 _SHORT = 10.0  # seconds for which a reading call is tried again
 _REFUSALS = 3  # times that words which we do not know are taken for a passing trouble
@@ -178,13 +179,22 @@ class Api:
             try:
                 return call()
             except AgentLabError as error:
-                refusals += isinstance(error, Refused) and error.details.get("status", 0) == 500
-                passing = again(error) or (isinstance(error, Refused) and 0 < refusals < _REFUSALS)
+                refusals += _odd(error)
+                passing = again(error) or (_odd(error) and refusals < _REFUSALS)
                 wait = _jitter(pause)
                 if not passing or deadline.left < wait:
                     raise _about(error, what) from error
             time.sleep(wait)
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def _odd(error: AgentLabError) -> bool:
+    """Words of the server that nobody knows; those of a guest are its own affair."""
+    return (
+        isinstance(error, Refused)
+        and error.details.get("status") == 500
+        and not str(error.details.get("said")).startswith("Agent error")
+    )
 
 
 def _about(error: AgentLabError, what: str) -> AgentLabError:
@@ -199,12 +209,14 @@ def _jitter(pause: float) -> float:
 
 
 def settled(attempt: Callable[[], T], *, patience: float) -> T:
-    """Runs what looks before it acts, and looks again after a lost reply."""
+    """Runs what looks before it acts; looks again after a lost reply, and when what was just seen
+    is not there: somebody has moved it, or it is gone.
+    """
     deadline, pause = Deadline.after(patience), 0.3
     while True:
         try:
             return attempt()
-        except ReplyLost:
+        except (ReplyLost, NoSuchVM):
             if deadline.left < pause:
                 raise
         time.sleep(_jitter(pause))

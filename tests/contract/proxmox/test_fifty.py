@@ -41,7 +41,7 @@ def test_fifty_at_once(tmp_path: Path) -> None:
     with serve(node, tmp_path) as served, closing(connect_api(served)) as transport:
         limits = settings(served, node_limit=10, patience=20.0)
         driver = ProxmoxHypervisor(transport, limits, NodeTools(""))
-        with installation(tmp_path, driver, vmids=(1000, 1099), workers=12) as ours:
+        with installation(tmp_path, driver, vmids=(1000, 1099), workers=32) as ours:
             _story(ours, node)
 
 

@@ -85,7 +85,9 @@ def serve(node: ProxmoxNode, directory: Path) -> Iterator[Served]:
     finally:
         try:
             on_loop(settle())
+            on_loop(_cut(node))
             on_loop(node.stop())
+            on_loop(asyncio.sleep(0.25))  # until the connections that were cut have closed
             on_loop(_end_all())
         finally:
             loop.call_soon_threadsafe(loop.stop)
@@ -97,6 +99,14 @@ def serve(node: ProxmoxNode, directory: Path) -> Iterator[Served]:
 def _run(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
     loop.run_forever()
+
+
+async def _cut(node: ProxmoxNode) -> None:
+    """Ends connections without TLS's farewell, for which the loop would not live long enough."""
+    server = node.runner.server if node.runner else None
+    for connection in list(server.connections) if server else ():
+        if connection.transport is not None:
+            connection.transport.abort()
 
 
 async def _end_all() -> None:

@@ -1,0 +1,218 @@
+"""Each error that Proxmox's sources have for each method that we call, once.
+
+The errors are fakepve's catalogue, taken from Proxmox's own sources.  Whatever is said, the job
+ends completed (it was tried again) or failed, nothing is left over, a stranger's VM is as it was,
+and the reason is a sentence that begins with what could not be done.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakepve import errors as catalogue
+
+from agentlab.errors import AgentLabError
+from agentlab.hypervisor.proxmox.driver import ProxmoxHypervisor
+from agentlab.hypervisor.proxmox.node import NodeTools
+from agentlab.model.job import JobState
+from tests.contract.bench import OWNER, ProxmoxBench, settings
+from tests.contract.conftest import connect_api
+from tests.contract.proxmox.installation import Installation, installation
+from tests.fakes.pve.node import ProxmoxNode, SimulatedGuests
+from tests.fakes.pve.serving import Served, serve
+
+NODE = "/nodes/{node}"
+VM = "/nodes/{node}/qemu/{vmid}"
+STORAGE = "/nodes/{node}/storage/{storage}/content"
+# What a job calls, and what a stopped machine's other verbs call besides.
+JOB = (
+    ("GET", "/cluster/resources"), ("GET", "/access/permissions"), ("GET", f"{NODE}/network"),
+    ("GET", STORAGE), ("POST", f"{VM}/clone"), ("GET", f"{VM}/config"), ("PUT", f"{VM}/config"),
+    ("PUT", f"{VM}/resize"), ("POST", f"{VM}/status/start"), ("GET", f"{VM}/status/current"),
+    ("GET", f"{NODE}/tasks/{{upid}}/status"), ("GET", f"{VM}/agent/file-read"),
+    ("GET", f"{VM}/agent/network-get-interfaces"), ("POST", f"{VM}/agent/exec"),
+    ("GET", f"{VM}/agent/exec-status"), ("POST", f"{VM}/status/stop"), ("DELETE", VM),
+)  # fmt: skip
+OTHERS = (
+    ("POST", f"{VM}/status/shutdown"), ("POST", f"{VM}/status/suspend"),
+    ("POST", f"{VM}/status/resume"), ("POST", f"{VM}/snapshot"), ("GET", f"{VM}/snapshot"),
+    ("POST", f"{VM}/snapshot/{{snapname}}/rollback"), ("DELETE", f"{VM}/snapshot/{{snapname}}"),
+    ("GET", f"{NODE}/tasks"), ("POST", f"{VM}/agent/ping"), ("GET", "/cluster/nextid"),
+    ("GET", "/storage/{storage}"), ("GET", f"{NODE}/storage"), ("POST", STORAGE),
+    ("DELETE", f"{STORAGE}/{{volume}}"), ("GET", f"{NODE}/tasks/{{upid}}/log"),
+)  # fmt: skip
+WORKERS = 4
+
+
+@dataclass
+class Row:
+    """What became of one error."""
+
+    method: str
+    template: str
+    error: str
+    end: str
+    said: str
+    left: list[str] = field(default_factory=list)
+
+
+def cases(calls: tuple[tuple[str, str], ...]) -> list[tuple[str, str, str]]:
+    """Each (method, path, error), with a path that the catalogue knows."""
+    filled = {"node": "pve", "vmid": "1000", "storage": "local", "snapname": "clean",
+              "upid": "UPID:pve:00005D59:00062016:6B044FB4:qmclone:9100:root@pam:",
+              "volume": "local:1/vm-1-disk-0.qcow2"}  # fmt: skip
+    found = []
+    for method, template in calls:
+        listed = catalogue.listing(method, template.format(**filled))
+        assert listed or "{volume}" in template, f"nothing is known of {method} {template}"
+        found += [(method, template, str(entry["name"])) for entry in listed]
+    return found
+
+
+@contextmanager
+def lab(directory: Path) -> Iterator[tuple[Served, Installation]]:
+    directory.mkdir()
+    node = ProxmoxNode(guests=SimulatedGuests())
+    node.make_template(name="debian-12", size=1 << 30)
+    node.make_vm(100, "production", description="not to be touched")
+    with ExitStack() as stack:
+        served = stack.enter_context(serve(node, directory))
+        transport = stack.enter_context(closing(connect_api(served)))
+        driver = ProxmoxHypervisor(transport, settings(served, patience=4.0), NodeTools(""))
+        yield served, stack.enter_context(installation(directory, driver, workers=2))
+
+
+def left_over(served: Served) -> list[str]:
+    with served.paused() as node:
+        machines = [f"VM {vm.vmid}" for vm in node.vms if 1000 <= vm.vmid < 9000]
+        volumes = [volid for vmid in range(1000, 1100) for volid in node.volumes_of(vmid)]
+        if node.vm(100) is None or node.vm(100).config["description"] != "not to be touched":
+            machines.append("a stranger's VM was touched")
+        return machines + volumes
+
+
+def one_job(served: Served, ours: Installation, method: str, template: str, error: str) -> Row:
+    with served.paused() as node:
+        node.fail(method, template, error=error, times=1)
+    job = ours.create()
+    running = ours.until(job, JobState.RUNNING, JobState.FAILED)
+    if running.state is JobState.RUNNING:
+        ours.report(job)
+        running = ours.until(job, JobState.COMPLETED, JobState.FAILED)
+    with served.paused() as node:
+        node.failures.clear()
+    left = left_over(served) + ours.left_over()
+    return Row(method, template, error, running.state.value, running.reason, left)
+
+
+def show(rows: list[Row]) -> None:
+    ends: dict[tuple[str, str], Counter[str]] = {}
+    for row in rows:
+        ends.setdefault((row.method, row.template), Counter())[row.end] += 1
+    print(f"\n{len(rows)} errors, {sum(bool(row.left) for row in rows)} with leftovers")
+    for (method, template), counts in ends.items():
+        told = ", ".join(f"{count} {end}" for end, count in sorted(counts.items()))
+        print(f"  {method:6} {template:52} {told}")
+    for said in sorted({row.said for row in rows if row.said}):
+        print(f"    {said[:150]}")
+
+
+def check(rows: list[Row]) -> None:
+    show(rows)
+    assert [row for row in rows if row.left] == []
+    odd = [row for row in rows if row.said and not row.said.startswith(("cannot ", "start: "))]
+    assert odd == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_job_meets_each_error_once(tmp_path: Path) -> None:
+    waiting: queue.SimpleQueue[tuple[str, str, str]] = queue.SimpleQueue()
+    for case in cases(JOB):
+        waiting.put(case)
+    rows: list[Row] = []
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            with lab(tmp_path / str(number)) as (served, ours):
+                while not failures:
+                    try:
+                        case = waiting.get_nowait()
+                    except queue.Empty:
+                        return
+                    rows.append(one_job(served, ours, *case))
+        except BaseException as failure:  # noqa: BLE001  # told by the test's own thread
+            failures.append(failure)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(WORKERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    check(sorted(rows, key=lambda row: (row.method, row.template, row.error)))
+    assert len(rows) == len(cases(JOB))
+    assert {row.end for row in rows} == {"COMPLETED", "FAILED"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_other_verbs_meet_each_error_once(proxmox_api: ProxmoxBench) -> None:
+    driver, served = proxmox_api.again(patience=1.0), proxmox_api.served
+    rows = []
+    for method, template, error in cases(OTHERS):
+        rows.append(_one_verb(driver, served, proxmox_api, method, template, error))
+    check(rows)
+
+
+def _one_verb(
+    driver: Any, served: Served, bench: ProxmoxBench, method: str, template: str, error: str
+) -> Row:
+    spec = bench.spec(1000)
+    volid: list[str] = []
+    steps: list[Callable[[], object]] = [
+        lambda: bench.clone(1000),
+        lambda: driver.configure(1000, spec, owner=OWNER),
+        lambda: driver.snapshot(1000, "clean", owner=OWNER),
+        lambda: driver.rollback(1000, "clean", owner=OWNER),
+        lambda: driver.delete_snapshot(1000, "clean", owner=OWNER),
+        lambda: volid.append(driver.allot(990000, 64, storage="local", owner=OWNER)),
+        lambda: driver.attach(1000, volid[0], owner=OWNER),
+        lambda: driver.volumes(owner=OWNER),
+        lambda: driver.start(1000, owner=OWNER),
+        lambda: driver.ping(1000),
+        lambda: driver.pause(1000, owner=OWNER),
+        lambda: driver.resume(1000, owner=OWNER),
+        lambda: driver.shutdown(1000, owner=OWNER, timeout=5),
+        lambda: driver.detach(1000, volid[0], owner=OWNER),
+        lambda: driver.free(volid[0], owner=OWNER),
+        lambda: driver.destroy(1000, owner=OWNER),
+        lambda: driver.status(1000),
+    ]
+    with served.paused() as node:
+        node.fail(method, template, error=error, times=1)
+    end, said = "done", ""
+    for step in steps:
+        try:
+            step()
+        except AgentLabError as told:
+            end, said = f"refused ({told.code})", told.message
+            break
+    with served.paused() as node:
+        node.failures.clear()
+    for volume in driver.volumes(owner=OWNER):
+        for vmid in volume.attached:
+            driver.detach(vmid, volume.volid, owner=OWNER)
+        driver.free(volume.volid, owner=OWNER)
+    driver.destroy(1000, owner=OWNER)
+    return Row(method, template, error, end, said, left_over(served))
