@@ -18,6 +18,7 @@ from agentlab.hypervisor.proxmox.inventory import Found, Inventory, prove
 from agentlab.hypervisor.proxmox.names import (
     check_spec,
     parse_drives,
+    parse_storages,
     render_config,
     render_description,
     root_drive,
@@ -131,7 +132,7 @@ class ProxmoxMachines(Part):
             params: dict[str, str | int | bool] = {
                 "newid": vmid,
                 "name": name,
-                "description": render_description(owner, vmid),
+                "description": render_description(owner, vmid, place.storages),
                 "full": full,
             }
             params.update({"target": place.target} if place.target else {})
@@ -156,10 +157,12 @@ class ProxmoxMachines(Part):
 
     def _refuse_leftovers(self, place: Place, vmid: int) -> None:
         """Volumes of a VM that is gone would go with ours: such a VMID is not taken."""
-        path = f"/nodes/{place.node}/storage/{place.storage}/content"
-        what = f"cannot look for volumes of VMID {vmid} on {place.storage}"
-        found = self._api.get(path, what=what, vmid=vmid)
-        volumes = [str(entry["volid"]) for entry in found] if isinstance(found, list) else []
+        volumes: list[str] = []
+        for storage in sorted(place.storages):
+            path = f"/nodes/{place.node}/storage/{storage}/content"
+            what = f"cannot look for volumes of VMID {vmid} on {storage}"
+            found = self._api.get(path, what=what, vmid=vmid)
+            volumes += [str(entry["volid"]) for entry in found] if isinstance(found, list) else []
         if volumes and self._inventory.find(vmid) is None:
             raise NotOurs(
                 f"cannot take VMID {vmid}: there are volumes of a VM that is gone: {volumes[0]}",
@@ -241,10 +244,9 @@ class ProxmoxMachines(Part):
                 "API token cannot unlock it",
                 hint=f"as root on node {found.node}: qm unlock {found.vmid}",
             )
-        storages = {drive.storage for drive in parse_drives(found.config)} - {""}
         self._tools.unlock(found.vmid)
         self._remove(found)
-        for storage in storages:
+        for storage in parse_storages(found.config.get("description")):
             self._free_all(found.node, storage, found.vmid)
 
     def _free_all(self, node: str, storage: str, vmid: int) -> None:

@@ -8,7 +8,7 @@ The tag is an index for people and for the inventory; it proves nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from agentlab.errors import Invalid
@@ -18,6 +18,7 @@ _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _MARK = re.compile(
     r"^agentlab-owner: (?P<owner>[A-Za-z0-9._-]+) vmid=(?P<vmid>[0-9]+)\s*$", re.MULTILINE
 )
+_STORAGE = re.compile(r"^agentlab-storage: ([A-Za-z][A-Za-z0-9._-]*)\s*$", re.MULTILINE)
 _TAG = "agentlab"
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 # PVE::JSONSchema pve_verify_dns_name, and the guest's own limit of 63
@@ -36,12 +37,21 @@ def check_owner(owner: str) -> str:
     return owner
 
 
-def render_description(owner: str, vmid: int) -> str:
-    """What people and we read in a machine's notes."""
+def render_description(owner: str, vmid: int, storages: Iterable[str] = ()) -> str:
+    """What people and we read in a machine's notes.
+
+    `storages` are those that had no volume of this VMID before the clone began.
+    """
+    empty = "".join(f"agentlab-storage: {storage}\n" for storage in sorted(storages))
     return (
         "A sandbox of AgentLab: it is made and destroyed by agentlabd.\n\n"
-        f"agentlab-owner: {check_owner(owner)} vmid={vmid}\n"
+        f"agentlab-owner: {check_owner(owner)} vmid={vmid}\n{empty}"
     )
+
+
+def parse_storages(description: object) -> list[str]:
+    """The storages that a description names."""
+    return _STORAGE.findall(description) if isinstance(description, str) else []
 
 
 def parse_owner(description: object, vmid: int) -> str:

@@ -25,6 +25,7 @@ class Place:
     template: Found
     node: str
     storage: str  # where the root disk will be
+    storages: frozenset[str]  # where any disk will be
     memory: int  # bytes that the template names
 
     @property
@@ -123,16 +124,20 @@ class Placement:
         if template is None or root is None:
             raise Unsupported("it has no disk")
         storage = self._settings.storage if full and self._settings.storage else root.storage
-        shared = {storage, *(drive.storage for drive in parse_drives(template.config))} - {""}
+        drives = parse_drives(template.config)
+        used = {storage} if full and self._settings.storage else {each.storage for each in drives}
+        used -= {""}
         places, why = [], []
         for other in resources.nodes:
             problem = self._unfit(resources, other, storage)
-            if other != guest.node and not _all_shared(resources, guest.node, shared):
+            if other != guest.node and not _all_shared(
+                resources, guest.node, used | {root.storage}
+            ):
                 continue
             if problem:
                 why.append(problem)
             else:
-                places.append(Place(template, other, storage, guest.maxmem))
+                places.append(Place(template, other, storage, frozenset(used), guest.maxmem))
         if not places:
             raise Unavailable("; ".join(why) or "no node may have machines")
         return places

@@ -288,7 +288,7 @@ def test_a_clone_that_died_is_cleaned_away_and_made_anew_by_root(
     proxmox_shell: ProxmoxBench,
 ) -> None:
     with proxmox_shell.served.paused() as node:
-        node.leave_dead_clone(1012, description=names.render_description(OWNER, 1012))
+        node.leave_dead_clone(1012, description=names.render_description(OWNER, 1012, ["local"]))
     with pytest.raises(Busy, match="died"):
         proxmox_shell.clone(1012)
     proxmox_shell.clone(1012)
@@ -299,14 +299,15 @@ def test_a_clone_that_died_is_cleaned_away_and_made_anew_by_root(
 
 def test_a_clone_that_died_and_is_destroyed_leaves_no_disk(proxmox_shell: ProxmoxBench) -> None:
     with proxmox_shell.served.paused() as node:
-        node.leave_dead_clone(1012, description=names.render_description(OWNER, 1012))
+        node.leave_dead_clone(1012, description=names.render_description(OWNER, 1012, ["local"]))
     proxmox_shell.hypervisor.destroy(1012, owner=OWNER)
     assert vmids(proxmox_shell) == []
+    assert not proxmox_shell.leftovers()
 
 
 def test_with_a_token_a_clone_that_died_is_told_with_the_remedy(proxmox_api: ProxmoxBench) -> None:
     with proxmox_api.served.paused() as node:
-        node.leave_dead_clone(1012, description=names.render_description(OWNER, 1012))
+        node.leave_dead_clone(1012, description=names.render_description(OWNER, 1012, ["local"]))
     for attempt in (
         lambda: proxmox_api.clone(1012),
         lambda: proxmox_api.hypervisor.destroy(1012, owner=OWNER),

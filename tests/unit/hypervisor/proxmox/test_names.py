@@ -26,6 +26,13 @@ def test_the_mark_comes_back(owner: str, vmid: int) -> None:
     assert names.parse_owner(names.render_description(owner, vmid), vmid) == owner
 
 
+@given(OWNERS, VMIDS, st.sets(st.from_regex(r"[A-Za-z][A-Za-z0-9._-]{0,20}", fullmatch=True)))
+def test_the_storages_come_back(owner: str, vmid: int, storages: set[str]) -> None:
+    text = names.render_description(owner, vmid, storages)
+    assert names.parse_storages(text) == sorted(storages)
+    assert names.parse_owner(text, vmid) == owner
+
+
 @given(OWNERS, VMIDS, VMIDS)
 def test_the_mark_of_another_vmid_is_none(owner: str, vmid: int, other: int) -> None:
     found = names.parse_owner(names.render_description(owner, vmid), other)
