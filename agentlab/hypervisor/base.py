@@ -8,7 +8,7 @@ DeadlineExceeded.  All sizes are MiB, all times seconds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface
@@ -99,6 +99,28 @@ class Template:
     name: str
     ready: bool
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that a template lacks: one word, a sentence, and what mends it, for a shell.
+
+    What is not `needed` depends on the guest inside, or is only slow.
+    """
+
+    name: str
+    problem: str
+    remedy: str
+    needed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateReport:
+    """A template that was looked at; `detail` says where it is.  No findings: all is well."""
+
+    name: str
+    detail: str
+    findings: tuple[Finding, ...] = ()
 
 
 class Machines(Protocol):
@@ -275,6 +297,29 @@ class Volumes(Protocol):
     def clone_volume(self, volid: str, number: int, *, snapshot: str = "", owner: str) -> str:
         """Another volume with the same content (of now, or of a snapshot); its volid."""
         ...
+
+
+class CheckStatus(StrEnum):
+    """What a check of the host has found.  Missing can be mended by what `remedy` says."""
+
+    OK = "ok"
+    MISSING = "missing"
+    ERROR = "error"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What a check says: `detail` in a sentence, `remedy` in commands or words, a line each."""
+
+    status: CheckStatus
+    detail: str
+    remedy: str = ""
+
+
+# Checks of this host by their names.  Each looks and never changes anything; what it raises is
+# told as an error.
+Checks = Mapping[str, Callable[[], CheckResult]]
 
 
 class Hypervisor(Machines, Snapshots, Guest, Protocol):

@@ -203,7 +203,7 @@ class Templates:
                 self._remove(found)
         image = order.image()
         storage, kind = self._storage(order.storage)
-        vmid = self._create(order, resources, storage)
+        vmid = self._create(order, storage)
         on_step(f"importing the disk into VM {vmid} on {storage}")
         begun = time.monotonic()
         import_disk(vmid, image, storage, "qcow2" if kind in _FILE_TYPES else "", lock)
@@ -253,9 +253,9 @@ class Templates:
         answer = self._api.get(f"/nodes/{node}/storage", what=what, content="images", enabled=1)
         return pick_storage(answer, wanted or self._settings.storage)
 
-    def _create(self, order: Order, resources: Resources, storage: str) -> int:
+    def _create(self, order: Order, storage: str) -> int:
         """Makes the VM under the first VMID that is free, with its mark; its VMID."""
-        taken = set(resources.guests)
+        taken = set(self._inventory.resources("vm").guests)
         for vmid in range(order.first, order.first + _TRIES):
             if vmid in taken or vmid in self._settings.vmids:
                 continue

@@ -1,9 +1,13 @@
-"""A stand-in for `qm`: `unlock`, `guest exec`, `guest exec-status` and `guest cmd`."""
+"""A stand-in for `qm`: `unlock`, `disk import`, `guest exec`, `guest exec-status` and
+`guest cmd`."""
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from pvesh import Node, complain, options, pretty
@@ -15,6 +19,8 @@ def main(argv: list[str]) -> int:
     match argv:
         case ["unlock", vmid]:
             return unlock(vmid)
+        case ["disk", "import", vmid, source, storage, *words]:
+            return disk_import(vmid, Path(source), storage, words)
         case ["guest", "exec", vmid, *words]:
             return guest_exec(vmid, words)
         case ["guest", "exec-status", vmid, pid]:
@@ -37,6 +43,47 @@ def unlock(vmid: str) -> int:
     path = f"/nodes/{node.name}/qemu/{vmid}/config"
     answer = node.call("PUT", path, {"delete": "lock", "skiplock": 1}, quiet=True)
     return 0 if answer["status"] == 200 else complain(answer, "qm unlock <vmid>")
+
+
+def disk_import(vmid: str, source: Path, storage: str, words: list[str]) -> int:
+    """134 to 136 of the command line: the disk is `unused0` then.
+
+    Its content is copied where the node's storage is a real directory.
+    """
+    usage = "qm disk import <vmid> <source> <storage> [OPTIONS]"
+    node = Node()
+    config = f"/nodes/{node.name}/qemu/{vmid}/config"
+    answer = node.call("GET", config, {}, quiet=True)
+    if answer["status"] != 200:
+        return complain(answer, usage)
+    if not source.is_file():
+        print(f"{source}: non-existent or non-regular file", file=sys.stderr)
+        return 2
+    kind = options(words)[0].get("format", "raw")
+    name = f"vm-{vmid}-disk-0.{kind}"
+    values = {"vmid": vmid, "filename": name, "size": f"{virtual_size(source) >> 10}"}
+    content = f"/nodes/{node.name}/storage/{storage}/content"
+    answer = node.call("POST", content, {**values, "format": kind}, quiet=True)
+    if answer["status"] != 200:
+        return complain(answer, usage)
+    print(f"importing disk '{source}' to VM {vmid} ...", flush=True)
+    where = node.call("GET", f"/storage/{storage}", {}, quiet=True)["data"].get("path", "")
+    target = Path(where, "images", vmid, name)
+    if target.exists():
+        subprocess.run(["qemu-img", "convert", "-O", kind, source, target], check=True)
+    answer = node.call("PUT", config, {"unused0": answer["data"]}, quiet=True)
+    if answer["status"] != 200:
+        return complain(answer, usage)
+    print(f"Successfully imported disk as 'unused0:{storage}:{vmid}/{name}'")
+    return 0
+
+
+def virtual_size(image: Path) -> int:
+    """In bytes, as a guest sees it."""
+    done = subprocess.run(
+        ["qemu-img", "info", "--output=json", image], capture_output=True, check=True
+    )
+    return int(json.loads(done.stdout)["virtual-size"])
 
 
 def agent(node: Node, method: str, vmid: str, what: str, values: dict[str, Any]) -> dict[str, Any]:

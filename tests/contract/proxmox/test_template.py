@@ -1,0 +1,230 @@
+"""Templates built on a node of Proxmox, with a file that is too small to boot."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agentlab.errors import Conflict, NotFound, Unavailable, Unsupported
+from agentlab.hypervisor.load import Gate
+from agentlab.hypervisor.proxmox import template
+from agentlab.hypervisor.proxmox.node import NodeTools
+from agentlab.hypervisor.proxmox.tasks import Api
+from agentlab.hypervisor.proxmox.template import Order, Templates, parse_mark
+from tests.contract.bench import OWNER, STRANGER, settings
+from tests.contract.conftest import connect_api
+from tests.fakes.pve.commands import make_commands
+from tests.fakes.pve.serving import Served
+
+
+class Here(NodeTools):
+    """Tools of a node that this machine only seems to be."""
+
+    def available_on(self, node: str) -> bool:
+        return node == "pve"
+
+
+class Yard:
+    """A node, what builds templates on it, and what was told on the way."""
+
+    def __init__(self, node: Served, work: Path, api: Api) -> None:
+        self.node, self.work, self.api = node, work, api
+        self.told: list[str] = []
+        self.images = 0
+        self.templates = Templates(api, settings(node), Here("pve"))
+
+    def order(self, key: str = "aa", name: str = "lab-debian", owner: str = OWNER) -> Order:
+        return Order(name, owner, key, self.image, first=9000, work=self.work)
+
+    def image(self) -> Path:
+        self.images += 1
+        path = self.work / "image.qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "64M"], check=True)
+        return path
+
+    def build(self, order: Order | None = None) -> int:
+        return self.templates.build(order or self.order(), self.told.append)
+
+    def config(self, vmid: int) -> dict[str, object]:
+        with self.node.paused() as node:
+            return dict(node.vm(vmid).config)
+
+    def vmids(self) -> list[int]:
+        with self.node.paused() as node:
+            return sorted(vm.vmid for vm in node.vms)
+
+    def volumes(self, vmid: int) -> list[str]:
+        with self.node.paused() as node:
+            volumes = node.storages["local"]["volumes"]
+            return sorted(name for name, facts in volumes.items() if facts["vmid"] == vmid)
+
+
+@pytest.fixture
+def yard(node: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
+    programs = make_commands(node, tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    work = tmp_path / "work"
+    work.mkdir()
+    with closing(connect_api(node)) as transport:
+        yield Yard(node, work, Api(transport, Gate({}, queue=10), patience=5.0))
+
+
+def free_9000(yard: Yard) -> int:
+    """The first VMID that a build may take: 9000 is the fixture's own template."""
+    return next(vmid for vmid in range(9000, 9100) if vmid not in yard.vmids())
+
+
+def test_a_template_is_whole_and_passes_its_own_check(yard: Yard) -> None:
+    expected = free_9000(yard)
+    vmid = yard.build()
+    assert vmid == expected
+    config = yard.config(vmid)
+    mark = parse_mark(config["description"], vmid)
+    assert mark is not None
+    assert (mark.owner, mark.name, mark.key) == (OWNER, "lab-debian", "aa")
+    assert str(config["template"]) == "1"
+    assert str(config["scsi0"]).startswith(f"local:{vmid}/base-{vmid}-disk-0.qcow2")
+    assert "unused0" not in config
+    report = yard.templates.check("lab-debian")
+    assert report.findings == ()
+    assert str(vmid) in report.detail
+    assert yard.templates.check(str(vmid)).name == "lab-debian"
+
+
+def test_the_same_content_is_built_once(yard: Yard) -> None:
+    vmid = yard.build()
+    requests = yard.vmids()
+    assert yard.build() == vmid
+    assert yard.vmids() == requests
+    assert yard.images == 1
+
+
+def test_new_content_takes_the_name_and_the_old_one_goes(yard: Yard) -> None:
+    old = yard.build()
+    new = yard.build(yard.order("bb"))
+    assert new != old
+    assert old not in yard.vmids()
+    assert yard.volumes(old) == []
+    assert yard.config(new)["name"] == "lab-debian"
+
+
+def test_an_old_one_with_clones_stays_under_another_name(yard: Yard) -> None:
+    old = yard.build()
+    clone = {"newid": 1500, "name": "box", "full": False}
+    yard.api.act("POST", f"/nodes/pve/qemu/{old}/clone", clone, what="cannot clone")
+    new = yard.build(yard.order("bb"))
+    assert yard.config(old)["name"] == f"lab-debian-old-{old}"
+    assert yard.config(new)["name"] == "lab-debian"
+    assert "linked clones need it" in yard.told[-1]
+    yard.api.act("DELETE", "/nodes/pve/qemu/1500", {"purge": True}, what="cannot destroy")
+    assert yard.build(yard.order("bb")) == new
+    assert old not in yard.vmids()
+
+
+@pytest.mark.parametrize("point", ["import_disk", "_attach", "convert"])
+def test_a_build_that_was_cut_off_leaves_nothing(
+    yard: Yard, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off before or in the import, after it, and before it becomes a template."""
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        if point == "import_disk":
+            killed.setattr(template, "import_disk", die)
+        elif point == "_attach":
+            killed.setattr(Templates, "_attach", die)
+        else:
+            act = Api.act
+
+            def not_template(self: Api, method: str, path: str, *rest: object, **more: object):  # type: ignore[no-untyped-def]
+                if path.endswith("/template"):
+                    raise KeyboardInterrupt
+                return act(self, method, path, *rest, **more)  # type: ignore[arg-type]
+
+            killed.setattr(Api, "act", not_template)
+        with pytest.raises(KeyboardInterrupt):
+            yard.build()
+    half = max(yard.vmids())
+    vmid = yard.build()
+    assert vmid == half
+    assert len(yard.volumes(vmid)) == 2
+    assert any("cut off" in line for line in yard.told)
+
+
+def test_a_half_made_one_of_another_installation_is_left_alone(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(template, "import_disk", die)
+        with pytest.raises(KeyboardInterrupt):
+            yard.build(yard.order(owner=STRANGER))
+    half = max(yard.vmids())
+    assert yard.build() != half
+    assert half in yard.vmids()
+
+
+def test_a_copy_of_ours_is_not_ours(yard: Yard) -> None:
+    ours = yard.build()
+    config = yard.config(ours)
+    with yard.node.paused() as node:
+        copied = {key: config[key] for key in ("description", "tags")}
+        node.make_vm(9050, "lab-debian", **copied)
+    yard.build(yard.order("bb"))
+    assert 9050 in yard.vmids()
+
+
+def test_a_strangers_template_of_that_name_is_refused(yard: Yard) -> None:
+    seen = yard.vmids()
+    with pytest.raises(Conflict, match="not ours"):
+        yard.build(yard.order(name="debian-12"))
+    assert yard.vmids() == seen
+
+
+def test_without_root_on_the_node_nothing_is_done(yard: Yard) -> None:
+    seen = yard.vmids()
+    away = Templates(yard.api, settings(yard.node), NodeTools(""))
+    with pytest.raises(Unsupported, match="may not import"):
+        away.build(yard.order(), yard.told.append)
+    assert yard.vmids() == seen
+    assert yard.images == 0
+    vmid = yard.build()
+    assert away.build(yard.order(), yard.told.append) == vmid
+
+
+def test_a_file_that_is_no_image_is_named(yard: Yard) -> None:
+    order = replace(yard.order(), image=lambda: yard.work / "nothing.qcow2")
+    with pytest.raises(Exception, match="non-existent or non-regular file"):
+        yard.build(order)
+    assert yard.build() == max(yard.vmids())
+
+
+def test_a_storage_that_is_not_there_is_refused_before_a_vm_is_made(yard: Yard) -> None:
+    seen = yard.vmids()
+    with pytest.raises(NotFound, match="no storage nosuch"):
+        yard.build(replace(yard.order(), storage="nosuch"))
+    assert yard.vmids() == seen
+
+
+def test_an_unknown_template_is_not_found(yard: Yard) -> None:
+    with pytest.raises(NotFound, match="debian-13") as missing:
+        yard.templates.check("debian-13")
+    assert "debian-12" in missing.value.hint
+
+
+def test_lost_inventory_builds_nothing(yard: Yard) -> None:
+    with yard.node.paused() as node:
+        node.fail("GET", "/cluster/resources", 500, "ipcc_send_rec[1] failed: Connection refused")
+    with pytest.raises((Unavailable, Conflict)):
+        yard.build()
+    assert yard.images == 0
