@@ -238,3 +238,18 @@ class OperationView:
     error: str
     hint: str
     waits_for: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckView:
+    """What a check of the host found: `status` is ok, missing, error or skipped."""
+
+    name: str
+    status: str
+    detail: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckList:
+    checks: list[CheckView]

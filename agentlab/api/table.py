@@ -93,9 +93,12 @@ TEMPLATE_BUILD = Endpoint(
 OPERATION_SHOW = Endpoint(
     "operation_show", "GET", "/v1/operations/{id}", N, m.OperationView, "one operation"
 )
+CHECKS = Endpoint(
+    "checks", "GET", "/v1/checks", N, m.CheckList, "checks of this host; nothing is changed"
+)
 
 ENDPOINTS: tuple[Endpoint[object, object], ...] = (
     STATUS, JOB_CREATE, JOB_VALIDATE, JOB_LIST, JOB_SHOW, JOB_CANCEL, JOB_LOG, JOB_ARTIFACTS,
     JOB_ARTIFACT, BUNDLE_PUT, EVENTS, SANDBOX_LIST, SANDBOX_SHOW, SANDBOX_DESTROY, PROFILE_LIST,
-    TEMPLATE_LIST, TEMPLATE_BUILD, OPERATION_SHOW,
+    TEMPLATE_LIST, TEMPLATE_BUILD, OPERATION_SHOW, CHECKS,
 )  # type: ignore[assignment]  # fmt: skip

@@ -115,6 +115,10 @@ COMMANDS: tuple[Command, ...] = (
         _C + "template:build", "agentlab template build debian-12",
     ),
     Command(
+        "init", "", "check this host; exit status 1 when something is missing", (),
+        _C + "init:init", "agentlab init --json",
+    ),
+    Command(
         "status", "", "show the daemon at a glance", (), _C + "status:status", "agentlab status"
     ),
     Command(

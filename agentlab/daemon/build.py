@@ -13,7 +13,7 @@ from agentlab.daemon.context import Daemon
 from agentlab.engine.runner import Runner
 from agentlab.engine.step import Observer
 from agentlab.errors import Invalid, Unsupported
-from agentlab.hypervisor.base import Hypervisor
+from agentlab.hypervisor.base import Checks, Hypervisor
 from agentlab.model.ids import new_id, unknown
 from agentlab.network.fence import Fence
 from agentlab.network.settings import NetworkSettings
@@ -37,6 +37,7 @@ class Built:
     hypervisor: Hypervisor
     build_template: TemplateBuilder
     own_taps: bool
+    checks: Checks
 
 
 def build_world(config: Config, store: Store) -> World:
@@ -53,10 +54,12 @@ def build_world(config: Config, store: Store) -> World:
         build_template=built.build_template,
         installation=installation,
         key=Secret(key),
+        checks=built.checks,
     )
 
 
 def _local(config: Config) -> Built:
+    from agentlab.hypervisor.local.checks import local_checks
     from agentlab.hypervisor.local.driver import LocalHypervisor
     from agentlab.hypervisor.local.template import NAME, build_template, template_key
 
@@ -75,17 +78,20 @@ def _local(config: Config) -> Built:
         patience=_PATIENCE,
         accelerator=cast("Literal['auto', 'kvm', 'tcg']", config.accelerator),
     )
-    return Built(hypervisor, build, own_taps=True)
+    return Built(hypervisor, build, own_taps=True, checks=local_checks())
 
 
 def _proxmox(config: Config) -> Built:
+    from agentlab.hypervisor.proxmox.checks import ProxmoxChecks
     from agentlab.hypervisor.proxmox.driver import ProxmoxHypervisor
     from agentlab.hypervisor.proxmox.node import NodeTools
+    from agentlab.hypervisor.proxmox.rights import Scope
     from agentlab.hypervisor.proxmox.settings import Settings
 
     given = _given(config)
+    transport = TRANSPORTS[given.backend](config)
     hypervisor = ProxmoxHypervisor(
-        TRANSPORTS[given.backend](config),
+        transport,
         Settings(
             node=given.node,
             bridge=config.network.bridge,
@@ -100,7 +106,16 @@ def _proxmox(config: Config) -> Built:
         ),
         NodeTools(given.node),
     )
-    return Built(hypervisor, _no_template, own_taps=False)
+    checks = ProxmoxChecks(
+        transport=transport,
+        node=given.node,
+        scope=Scope(
+            config.vmids.start, config.network.bridge, given.template_vmid, pool=given.pool
+        ),
+        storage=given.storage,
+        token_id=given.token.reveal().partition("=")[0] if given.token else "",
+    )
+    return Built(hypervisor, _no_template, own_taps=False, checks=checks.table())
 
 
 def _no_template(name: str, on_step: Callable[[str], None]) -> None:  # noqa: ARG001  # the seam

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from pathlib import Path
 
-from agentlab.errors import Conflict, Unavailable, Unsupported
+from agentlab.errors import Conflict, NotFound, Unavailable, Unsupported
 from agentlab.network.address import bridge_mac
 from agentlab.network.settings import NetworkSettings
 from agentlab.run import CommandFailed, run
@@ -180,6 +180,27 @@ def _refuse_neighbours(settings: NetworkSettings, devices: dict[str, Device]) ->
 def _ensure_no_ipv6(device: str) -> None:
     if (_SYSCTL / "ipv6" / "conf" / device).is_dir():
         _ensure_sysctl(f"ipv6/conf/{device}/disable_ipv6", "1")
+
+
+def look_at_bridge(settings: NetworkSettings) -> bool:
+    """Whether the bridge is ours, rather than the administrator's; changes nothing.
+
+    NotFound when there is none; Conflict when it, or a neighbour of it, is in the way.
+    """
+    devices = _devices()
+    _refuse_neighbours(settings, devices)
+    found = devices.get(settings.bridge)
+    if found is None:
+        raise NotFound(f"there is no bridge {settings.bridge}")
+    if not _ours(settings, found):
+        _check_administrators(settings, found)
+        return False
+    if settings.interface not in found.addresses or not found.up:
+        raise Conflict(
+            f"bridge {settings.bridge} is ours, and down or without {settings.interface}",
+            hint="agentlabd puts it in order when it starts: systemctl restart agentlabd",
+        )
+    return True
 
 
 def ensure_forwarding() -> None:

@@ -88,6 +88,19 @@ class Fence:
         """Conflict unless this tap is a port of the bridge on this host, where the rules see it."""
         bridge.check_port(self._settings, tap)
 
+    def look_at_bridge(self) -> bool:
+        """Whether the bridge is ours, rather than the administrator's; NotFound, Conflict."""
+        return bridge.look_at_bridge(self._settings)
+
+    def look_at_rules(self) -> int:
+        """How many sandboxes the kernel's rules admit; NotFound, Conflict, Unavailable.
+
+        Unavailable also when they are not those that `sync` last put there.
+        """
+        admitted = nft.look_at_ruleset(self._settings)
+        self.verify()
+        return admitted
+
     def verify(self) -> None:
         """Raises Unavailable when the kernel's rules are not those that `sync` last put there.
 

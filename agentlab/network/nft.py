@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses, summarize_address_range
 
-from agentlab.errors import Conflict, Unavailable
+from agentlab.errors import Conflict, NotFound, Unavailable
 from agentlab.network.rules import (
     FAMILIES,
     Chain,
@@ -212,6 +212,19 @@ def verify_ruleset(settings: NetworkSettings, members: Sequence[Member]) -> None
             hint="does another program change nftables? see `nft list ruleset`",
             details={"different": wrong},
         )
+
+
+def look_at_ruleset(settings: NetworkSettings) -> int:
+    """How many sandboxes the kernel's rules admit; changes nothing.
+
+    NotFound when our tables are not all there; Conflict when one is another's.
+    """
+    facts = read_facts(settings)
+    _refuse_foreign(settings, facts)
+    absent = [name for name in FAMILIES if f"table {name} {settings.table}" not in facts]
+    if absent:
+        raise NotFound(f"there is no nftables table {absent[0]} {settings.table}")
+    return len(read_members(settings))
 
 
 def read_facts(settings: NetworkSettings) -> Facts:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from agentlab.config import Config
 from agentlab.errors import AgentLabError, Invalid
-from agentlab.hypervisor.base import Hypervisor
+from agentlab.hypervisor.base import Checks, Hypervisor
 from agentlab.model.ids import unknown
 from agentlab.model.profile import NetworkMode, Profile
 from agentlab.model.profile_file import parse_profile
@@ -42,7 +42,10 @@ class ProfileEntry:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """One installation.  `installation` is the owner mark; `key` makes its one-shot tokens."""
+    """One installation.  `installation` is the owner mark; `key` makes its one-shot tokens.
+
+    `checks` are those that only this hypervisor has, for `agentlab init`.
+    """
 
     config: Config
     store: Store
@@ -51,6 +54,7 @@ class World:
     build_template: TemplateBuilder
     installation: str
     key: Secret
+    checks: Checks = field(default_factory=dict)
 
     def profile(self, name: str) -> Profile:
         """A usable profile; NotFound with a near name, or Invalid saying what is wrong with it."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agentlab.errors import Conflict, Unavailable
+from agentlab.errors import Conflict, NotFound, Unavailable
 from agentlab.model.profile import NetworkMode
 from agentlab.network import nft
 from agentlab.run import CommandFailed, Completed
@@ -85,6 +85,19 @@ def test_taps_are_as_the_hypervisor_made_them(world: World) -> None:
         assert info["info_slave_data"]["isolated"] is False
         assert "ifalias" not in found[name]
     assert "ifalias" not in found["vmbr1"]
+
+
+def test_a_look_changes_nothing(world: World) -> None:
+    lab = world.lab
+    before = lab.ruleset(), links(lab)
+    assert inside(lab.host, lab.fence.look_at_bridge) is False, "it is the administrator's"
+    assert inside(lab.host, lab.fence.look_at_rules) == 3
+    assert (lab.ruleset(), links(lab)) == before
+    lab.nft("flush ruleset\n")
+    with pytest.raises(NotFound, match="no nftables table"):
+        inside(lab.host, lab.fence.look_at_rules)
+    assert lab.ruleset() == ""
+    world.restore()
 
 
 def test_guests_reach_what_their_mode_says(world: World) -> None:

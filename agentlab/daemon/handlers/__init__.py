@@ -9,6 +9,7 @@ from agentlab.daemon.context import Daemon
 from agentlab.daemon.handlers import (
     artifacts,
     bundles,
+    checks,
     events,
     job_log,
     jobs,
@@ -41,4 +42,5 @@ HANDLERS: Mapping[str, Handler] = {
     "template_list": templates.all_known,
     "template_build": templates.build,
     "operation_show": operations.show,
+    "checks": checks.all_checks,
 }

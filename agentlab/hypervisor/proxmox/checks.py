@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from agentlab.errors import Denied, NotFound, Unavailable
-from agentlab.hypervisor.base import Checks, Finding, FindingStatus
+from agentlab.hypervisor.base import CheckResult, Checks, CheckStatus
 from agentlab.hypervisor.proxmox.inventory import Resources, parse_resources
 from agentlab.hypervisor.proxmox.names import parse_drives
 from agentlab.hypervisor.proxmox.rights import (
@@ -33,79 +33,81 @@ class ProxmoxChecks:
 
     def table(self) -> Checks:
         """All checks by their names."""
-        table: Mapping[str, Callable[[], Finding]] = {
+        table: Mapping[str, Callable[[], CheckResult]] = {
             "proxmox_api": self.api,
             "token_privileges": self.privileges,
             "storage": self.storages,
         }
         return table
 
-    def api(self) -> Finding:
+    def api(self) -> CheckResult:
         """Whether Proxmox answers, is of a version that we know, and has our node."""
         version = self.transport.call("GET", "/version")
         major = parse_major(version)
         text = str(version.get("version")) if isinstance(version, Mapping) else ""
         resources = self._resources()
         if self.node not in resources.nodes:
-            return Finding(
-                FindingStatus.ERROR,
+            return CheckResult(
+                CheckStatus.ERROR,
                 f"Proxmox VE {text} answers, and knows no node {self.node}",
                 f"set proxmox.node to one of: {', '.join(sorted(resources.nodes)) or 'none'}",
             )
         if not OLDEST <= major <= NEWEST:
-            return Finding(
-                FindingStatus.ERROR,
+            return CheckResult(
+                CheckStatus.ERROR,
                 f"Proxmox VE {text} is not one that AgentLab knows ({OLDEST} and {NEWEST})",
                 "things may work all the same; jobs show it",
             )
         way = "token " + self.token_id if self.token_id else "pvesh"
-        return Finding(FindingStatus.OK, f"Proxmox VE {text}, node {self.node}, by {way}")
+        return CheckResult(CheckStatus.OK, f"Proxmox VE {text}, node {self.node}, by {way}")
 
-    def privileges(self) -> Finding:
+    def privileges(self) -> CheckResult:
         """Each privilege that is missing, with its path, and the commands that give it."""
         if not self.token_id:
-            return Finding(FindingStatus.SKIPPED, "root needs no token: proxmox_backend is shell")
+            return CheckResult(CheckStatus.SKIPPED, "root needs no token: proxmox_backend is shell")
         major = parse_major(self.transport.call("GET", "/version"))
         scope = self._scope()
         missing = missing_rights(read_permissions(self.transport, major, scope), major, scope)
         if not missing:
             where = f"pool {scope.pool}" if scope.pool else "all VMs"
-            return Finding(FindingStatus.OK, f"{self.token_id} has all that is needed, on {where}")
-        return Finding(
-            FindingStatus.MISSING,
+            return CheckResult(
+                CheckStatus.OK, f"{self.token_id} has all that is needed, on {where}"
+            )
+        return CheckResult(
+            CheckStatus.MISSING,
             f"{self.token_id} lacks " + ", ".join(str(each) for each in missing),
             "\n".join(render_remedy(missing, self.token_id, major)),
         )
 
-    def storages(self) -> Finding:
+    def storages(self) -> CheckResult:
         """Whether the storages of clones are there, available, and take disk images."""
         names = self._scope().storages
         if not names:
-            return Finding(
-                FindingStatus.SKIPPED,
+            return CheckResult(
+                CheckStatus.SKIPPED,
                 "not known before there is a template: clones lie on its storage",
             )
         resources = self._resources()
         for name in names:
             found = resources.storages.get((self.node, name))
             if found is None:
-                return Finding(
-                    FindingStatus.MISSING,
+                return CheckResult(
+                    CheckStatus.MISSING,
                     f"node {self.node} has no storage {name} that can be seen",
                     f"see `pvesm status`; seeing it takes Datastore.Audit on /storage/{name}",
                 )
             if not found.available:
-                return Finding(
-                    FindingStatus.ERROR, f"storage {name} is not available", "see `pvesm status`"
+                return CheckResult(
+                    CheckStatus.ERROR, f"storage {name} is not available", "see `pvesm status`"
                 )
             if "images" not in found.content:
                 content = ",".join(sorted({*found.content, "images"} - {""}))
-                return Finding(
-                    FindingStatus.MISSING,
+                return CheckResult(
+                    CheckStatus.MISSING,
                     f"storage {name} takes no disk images",
                     f"pvesm set {name} --content {content}",
                 )
-        return Finding(FindingStatus.OK, f"{', '.join(names)} on node {self.node}")
+        return CheckResult(CheckStatus.OK, f"{', '.join(names)} on node {self.node}")
 
     def _resources(self) -> Resources:
         return parse_resources(self.transport.call("GET", "/cluster/resources"))
@@ -113,18 +115,16 @@ class ProxmoxChecks:
     def _scope(self) -> Scope:
         """With the storages that clones need: the template's own, and the one of the settings."""
         names = dict.fromkeys([self.storage] if self.storage else [])
+        guest = self._resources().guests.get(self.scope.template)
         try:
-            names.update(dict.fromkeys(self._template_storages()))
+            names.update(dict.fromkeys(self._template_storages(guest.node if guest else self.node)))
         except (NotFound, Denied):
             pass  # the checks of the template and of the rights on it say so
         return replace(self.scope, storages=tuple(names))
 
-    def _template_storages(self) -> list[str]:
-        guest = self._resources().guests.get(self.scope.template)
-        node = guest.node if guest else self.node
+    def _template_storages(self, node: str) -> list[str]:
         path = f"/nodes/{node}/qemu/{self.scope.template}/config"
         config = self.transport.call("GET", path)
         if not isinstance(config, Mapping):
             raise Unavailable(f"Proxmox gave no configuration of template {self.scope.template}")
         return sorted({drive.storage for drive in parse_drives(config)} - {""})
-

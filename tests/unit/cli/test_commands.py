@@ -38,6 +38,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "profile list": ("profile", "list"),
     "template list": ("template", "list"),
     "template build": ("template", "build"),
+    "init": ("init",),
     "status": ("status",),
     "logs": ("logs", "1003"),
     "version": ("version",),
@@ -411,3 +412,33 @@ def test_hostile_text_is_shown_and_not_obeyed(cli: Run, world: FakeDaemon) -> No
     for line in (("job", "list"), ("job", "show", "j7"), ("job", "wait", "j7")):
         _, out, err = cli(*line)
         assert not set("\x1b\x07\x9b\u202e\r") & set(out + err)
+
+
+def test_init_says_what_to_do_and_fails_when_something_is_missing(
+    cli: Run, world: FakeDaemon
+) -> None:
+    commands = "pveum role modify AgentLab --append 1 --privs VM.Clone\npveum acl modify /vms"
+    world.world.checks = [
+        m.CheckView("bridge_vmbr1", "ok", "vmbr1 has 10.77.0.1/16", ""),
+        m.CheckView("token_privileges", "missing", "it lacks VM.Clone on /vms/9000", commands),
+        m.CheckView("kvm", "skipped", "not asked", "set `hypervisor: proxmox` to use it"),
+    ]
+    status, out, err = cli("init")
+    assert (status, err) == (1, "")
+    assert out.splitlines() == [
+        "CHECK             STATUS   DETAIL",
+        "bridge_vmbr1      ok       vmbr1 has 10.77.0.1/16",
+        "token_privileges  missing  it lacks VM.Clone on /vms/9000",
+        "kvm               skipped  not asked",
+        "",
+        "token_privileges: what to do",
+        "  pveum role modify AgentLab --append 1 --privs VM.Clone",
+        "  pveum acl modify /vms",
+    ]
+    status, out, _ = cli("init", "--json")
+    assert status == 1
+    assert json.loads(out)["checks"][1]["status"] == "missing"
+    world.world.checks = world.world.checks[:1]
+    assert cli("init")[0] == 0
+    world.world.checks = [m.CheckView("storage", "error", "it is not there", "")]
+    assert cli("init")[0] == 1

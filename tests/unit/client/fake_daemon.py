@@ -72,6 +72,9 @@ class World:
     bundles: dict[str, bytes] = dataclasses.field(default_factory=dict)
     artifacts: dict[str, bytes] = dataclasses.field(default_factory=dict)
     sha256: dict[str, str] = dataclasses.field(default_factory=dict)
+    checks: list[m.CheckView] = dataclasses.field(
+        default_factory=lambda: [m.CheckView("kvm", "ok", "/dev/kvm is there", "")]
+    )
     log: bytes = b""
     log_final: bool = False
     created: Callable[[str], None] = lambda _job: None
@@ -207,6 +210,9 @@ class Handlers:
 
     def template_build(self, request: m.TemplateBuildRequest, *_: Any) -> m.OperationView:
         return self._operation("template.build", failed=request.name == "broken")
+
+    def checks(self, *_: Any) -> m.CheckList:
+        return m.CheckList(self.w.checks)
 
     def operation_show(self, _r: Any, path: dict[str, str], *_: Any) -> m.OperationView:
         return self.w.operations[path["id"]]

@@ -40,6 +40,12 @@ class FakeFence:
     def sync(self, read: Callable[[], list[Member]]) -> None:
         self.members = list(read())
 
+    def look_at_bridge(self) -> bool:
+        return True
+
+    def look_at_rules(self) -> int:
+        return len(self.members)
+
 
 @dataclass
 class Reply:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agentlab.control import fence_watch
-from agentlab.errors import AgentLabError, Conflict, Unavailable
+from agentlab.errors import AgentLabError, Conflict, NotFound, Unavailable
 from agentlab.model.profile import NetworkMode
 from agentlab.network import bridge, nft
 from agentlab.network.fence import Fence
@@ -209,3 +209,20 @@ def test_a_port_is_where_the_rules_see_it(host: Host) -> None:
     assert "firewall=1" in refused.value.hint
     with pytest.raises(Conflict, match="is not on this host"):
         fence.check_port(B.tap)
+
+
+def test_a_look_at_the_bridge_tells_whose_it_is(host: Host) -> None:
+    fence = Fence(SETTINGS)
+    with pytest.raises(NotFound, match="no bridge vmbr1"):
+        fence.look_at_bridge()
+    fence.sync(these(A))
+    with pytest.raises(Conflict, match="down or without"):
+        fence.look_at_bridge()
+    address = {"family": "inet", "local": "10.77.0.1", "prefixlen": 16}
+    host.devices[SETTINGS.bridge]["addr_info"] = [address]
+    assert fence.look_at_bridge() is True
+    host.devices[SETTINGS.bridge]["ifalias"] = ""
+    assert fence.look_at_bridge() is False
+    host.neighbour()
+    with pytest.raises(Conflict, match="cannot use subnet"):
+        fence.look_at_bridge()

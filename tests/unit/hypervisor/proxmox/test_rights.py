@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
 import pytest
 
 from agentlab.errors import Unavailable
+from agentlab.hypervisor.base import MachineSpec, Nic
+from agentlab.hypervisor.proxmox.driver import ProxmoxHypervisor
+from agentlab.hypervisor.proxmox.node import NodeTools
 from agentlab.hypervisor.proxmox.rest import RestTransport, Tls
 from agentlab.hypervisor.proxmox.rights import (
     RIGHTS,
@@ -23,6 +27,7 @@ from agentlab.hypervisor.proxmox.rights import (
     read_permissions,
     render_remedy,
 )
+from agentlab.hypervisor.proxmox.settings import Settings
 from agentlab.secret import Secret
 from tests.fakes.pve.node import ProxmoxNode
 from tests.fakes.pve.serving import serve
@@ -173,4 +178,37 @@ def test_a_node_tells_what_its_token_lacks(tmp_path: Path, scope: Scope) -> None
             granted = read_permissions(transport, 9, scope)
             expected = [(right.privilege, scope.paths(right.place)[0])] if right else []
             assert names(granted, 9, scope) == expected
+        transport.close()
+
+
+def test_the_rights_of_the_table_are_enough_for_a_machines_whole_life(tmp_path: Path) -> None:
+    """As fakepve checks them, by the schema of Proxmox VE 9."""
+    node = ProxmoxNode(version="9.0.3")
+    value = "01234567-89ab-cdef-0123-456789abcdef"
+    node.apitokens[TOKEN] = value
+    node.make_template(9000, "debian-12")
+    node.pools["lab"] = set()
+    scope = Scope(1000, "vmbr0", 9000, ("local",), pool="lab")
+    for path, held in all_of(scope, 9).items():
+        node.grant(TOKEN, path, *held)
+    with serve(node, tmp_path) as served:
+        transport = RestTransport(served.url, Secret(f"{TOKEN}={value}"), Tls(served.ca))
+        settings = Settings("pve", "vmbr0", range(1000, 1010), pool="lab")
+        driver = ProxmoxHypervisor(transport, settings, NodeTools("pve"))
+        nic = Nic(
+            "tap1000i0",
+            "02:00:00:00:03:e8",
+            IPv4Interface("10.77.0.9/16"),
+            IPv4Address("10.77.0.1"),
+        )
+        driver.clone("debian-12", 1000, name="one", owner="lab")
+        driver.configure(1000, MachineSpec("one", 1, 512, 8192, nic), owner="lab")
+        driver.snapshot(1000, "clean", owner="lab")
+        driver.start(1000, owner="lab")
+        driver.ping(1000)
+        assert [each.vmid for each in driver.inventory() if each.owner == "lab"] == [1000]
+        driver.stop(1000, owner="lab")
+        driver.rollback(1000, "clean", owner="lab")
+        driver.destroy(1000, owner="lab")
+        assert driver.status(1000) is None
         transport.close()
