@@ -12,11 +12,13 @@ from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
 from agentlab.hypervisor.base import Hypervisor, MachineSpec, Nic
+from agentlab.hypervisor.local import process
 from agentlab.hypervisor.local.driver import LocalHypervisor
 from agentlab.hypervisor.proxmox.driver import ProxmoxHypervisor
 from agentlab.hypervisor.proxmox.node import NodeTools
 from agentlab.hypervisor.proxmox.settings import Settings
 from agentlab.hypervisor.proxmox.transport import Transport
+from tests.fakes.pve.lab import LabNode
 from tests.fakes.pve.serving import Served
 
 OWNER = "agentlab-test"
@@ -173,7 +175,9 @@ class ProxmoxBench(Bench):
             node.failures.clear()
 
     def kill(self, vmid: int) -> None:
-        raise NotImplementedError("there is no QEMU")
+        node = self.served.node
+        assert isinstance(node, LabNode)
+        process.kill(node.machine(node.vm(vmid)).directory, node.machine(node.vm(vmid)).uuid)
 
     def leftovers(self) -> list[str]:
         with self.served.paused() as node:

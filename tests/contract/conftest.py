@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from agentlab.hypervisor.image.disk import DISK_MIB, DiskImage, build_disk
 from agentlab.hypervisor.local.driver import LocalHypervisor
 from agentlab.hypervisor.local.template import TemplateInfo, build_template
 from agentlab.hypervisor.proxmox.driver import ProxmoxHypervisor
@@ -30,6 +31,7 @@ from agentlab.runner_file import runner_bytes
 from agentlab.secret import Secret
 from tests.contract.bench import Bench, LocalBench, ProxmoxBench, settings
 from tests.fakes.pve.commands import make_commands
+from tests.fakes.pve.lab import LabNode
 from tests.fakes.pve.node import ProxmoxNode, SimulatedGuests
 from tests.fakes.pve.serving import Served, serve
 
@@ -58,8 +60,15 @@ def _namespace() -> Iterator[int]:
     finally:
         _call(_LIBC.setns(home, _CLONE_NEWNET))
         os.close(home)
+    run_in(made, "ip", "link", "set", "lo", "up")
     yield made
     os.close(made)
+
+
+def run_in(namespace: int, *argv: str) -> None:
+    """Runs a program in a network namespace."""
+    words = ["nsenter", f"--net=/proc/self/fd/{namespace}", *argv]
+    subprocess.run(words, check=True, pass_fds=[namespace])
 
 
 @pytest.fixture
@@ -179,3 +188,56 @@ def _proxmox(
     with served.paused() as found:
         assert [vm.vmid for vm in found.vms if vm.vmid < 1000] == [100], "a stranger's VM is gone"
         assert found.vm(100).config["description"] == "not to be touched"
+
+
+# Proxmox with power: the lab node
+
+
+@pytest.fixture(scope="session")
+def bootable() -> DiskImage:
+    return build_disk(template_dir(), runner_bytes(), on_step=print)
+
+
+@pytest.fixture
+def lab(bootable: DiskImage, network: None, tmp_path: Path) -> Iterator[Served]:
+    """A node whose machines are real, with the recipe's disk as its template."""
+    subprocess.run(["ip", "link", "add", "vmbr0", "type", "bridge"], check=True)
+    subprocess.run(["ip", "link", "set", "vmbr0", "up"], check=True)
+    made = LabNode(tmp_path / "lab")
+    made.make_template(name="debian-12", size=DISK_MIB << 20, scsi2=None)
+    made.import_disk(bootable.path, "local:9000/base-9000-disk-0.qcow2")
+    try:
+        with serve(made, tmp_path) as served:
+            yield served
+    finally:
+        subprocess.run(["ip", "link", "delete", "vmbr0"], check=True)
+
+
+@pytest.fixture
+def api_powered(lab: Served) -> Iterator[ProxmoxBench]:
+    with closing(connect_api(lab)) as transport:
+        yield from _powered(lab, lambda: transport, NodeTools(""))
+
+
+@pytest.fixture
+def shell_powered(
+    lab: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ProxmoxBench]:
+    programs = make_commands(lab, tmp_path / "bin")
+    lab.node.pvesh_secs = 0.0
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    name = lab.node.node
+    yield from _powered(
+        lab, lambda: PveshTransport(name, tmp_path / "spool", scope=False), NodeTools(name)
+    )
+
+
+def _powered(
+    served: Served, connect: Callable[[], Transport], tools: NodeTools
+) -> Iterator[ProxmoxBench]:
+    driver = ProxmoxHypervisor(connect(), settings(served, patience=20.0), tools)
+    made = ProxmoxBench(
+        driver, served=served, connect=connect, tools=tools, memory=1024, patience=40.0
+    )
+    yield made
+    made.clear()
