@@ -22,7 +22,7 @@ check: $(READY) ## format, lint, types, unit and contract tests, docs fresh: und
 test: need dist ## everything, with real VMs: under 20 minutes on 2 cores
 	$(PYTEST) tests
 
-demo: ## the main job in a real VM: this repository, one task, all traces taken away
+demo: ## the main job in a real VM, all traces taken away; HYPERVISOR=proxmox BACKEND=api|shell: on a lab node
 	@$(PYTHON) scripts/demo --check-user
 	@$(MAKE) --no-print-directory need dist
 	@$(PY) scripts/demo

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -241,3 +241,37 @@ def _powered(
     )
     yield made
     made.clear()
+
+
+# The table of cases and drivers, at the end of a run
+
+_DRIVERS = ("local", "api", "shell")
+_RESULTS = pytest.StashKey[dict[str, dict[str, str]]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    driver = item.nodeid.rpartition("[")[2].rstrip("]")
+    if item.path.name == "test_hypervisor.py" and driver in _DRIVERS:
+        case = getattr(item, "originalname", item.name).removeprefix("test_").replace("_", " ")
+        row = item.config.stash.setdefault(_RESULTS, {}).setdefault(case, {})
+        if report.when == "call" or report.outcome != "passed":
+            row[driver] = report.outcome
+    return report
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    rows = config.stash.get(_RESULTS, {})
+    if not rows:
+        return
+    terminalreporter.section("the contract: case by driver")
+    terminalreporter.line(f"| case | {' | '.join(_DRIVERS)} |")
+    terminalreporter.line(f"| --- |{' --- |' * len(_DRIVERS)}")
+    for case, cells in rows.items():
+        outcomes = " | ".join(cells.get(driver, "") for driver in _DRIVERS)
+        terminalreporter.line(f"| {case} | {outcomes} |")

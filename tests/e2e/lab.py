@@ -24,7 +24,7 @@ PROFILE = """\
 name: {name}
 template: debian-12
 cores: 1
-memory: 256
+memory: {memory}
 network: {network}
 ttl: {ttl}
 handback: {handback}
@@ -51,6 +51,7 @@ class Lab:
     namespace: str
     program: Sequence[str] = (sys.executable, "-m", "agentlab")
     daemon: subprocess.Popen[bytes] | None = None
+    path: str = ""  # a directory whose programs the daemon finds before all others
     log: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,23 +86,25 @@ class Lab:
         handback: str = "60s",
         after: str = "destroy",
         log: str = "16M",
+        memory: int = 256,
     ) -> None:
         """Writes a profile whose agent is a shell command."""
         (self.scratch / "profiles" / f"{name}.yaml").write_text(
             PROFILE.format(
                 name=name, command=json.dumps(command), network=network, ttl=ttl,
-                handback=handback, after=after, log=log,
+                handback=handback, after=after, log=log, memory=memory,
             )
         )  # fmt: skip
 
     def start(self, *, argv: Sequence[str] | None = None, wait: float = 60.0) -> None:
         """Starts the daemon (or `argv`, a program that wraps it) and waits until it answers."""
         words = [*(argv or [*self.program, "daemon"]), "--config", f"{self.scratch}/config.yaml"]
+        path = f"{self.path}:{os.environ['PATH']}" if self.path else os.environ["PATH"]
         with self.log.open("ab") as log:
             self.daemon = subprocess.Popen(
                 ["ip", "netns", "exec", self.namespace, *words],
                 cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
+                start_new_session=True, env={**os.environ, "PATH": path},
             )  # fmt: skip
         until = time.monotonic() + wait
         while time.monotonic() < until:
@@ -193,7 +196,7 @@ class Lab:
         links = json.loads(self._in_namespace("ip", "-json", "link", "show") or "[]")
         found += [f"tap {each['ifname']}" for each in links if each["ifname"].startswith("tap")]
         rules = self._in_namespace("nft", "list", "ruleset")
-        found += [f"rule for {tap}" for tap in re.findall(r"\btap\d+x\w+", rules)]
+        found += [f"rule for {tap}" for tap in re.findall(r"\btap\d+[xi]\w+", rules)]
         for table in ("subject", "token"):
             found += [f"{table} {row[0]}" for row in self.rows(f"SELECT * FROM {table}")]
         live = "SELECT vmid, state FROM sandbox WHERE state != 'DESTROYED'"

@@ -54,6 +54,14 @@ class LabNode(ProxmoxNode):
         (directory / "run").mkdir(exist_ok=True)
         self._watcher: asyncio.Task[None] | None = None
 
+    def _routes_lab(self) -> list[Any]:
+        return [("GET", "/nodes/{node}/network", self._networks)]
+
+    async def _networks(self, values: dict[str, Any], user: str) -> list[dict[str, Any]]:
+        """The bridges that there are."""
+        names = await asyncio.get_running_loop().run_in_executor(self.executor, _bridges)
+        return [{"iface": name, "type": "bridge", "active": 1} for name in names]
+
     # --- where things are ---
 
     def path(self, volid: str) -> Path:
@@ -234,6 +242,12 @@ class LabNode(ProxmoxNode):
         except AgentLabError as silent:
             raise PveError(500, SILENT) from silent
         raise PveError(501, f"the lab node does not pass {command} on")
+
+
+def _bridges() -> list[str]:
+    argv = ["ip", "-json", "link", "show", "type", "bridge"]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True)
+    return [link["ifname"] for link in json.loads(done.stdout) if "ifname" in link]
 
 
 def _exec(agent: Any, values: dict[str, Any]) -> Any:

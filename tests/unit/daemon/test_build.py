@@ -10,7 +10,7 @@ import pytest
 
 from agentlab import config
 from agentlab.daemon import build
-from agentlab.errors import Invalid, Unsupported
+from agentlab.errors import Invalid, NotFound
 from agentlab.hypervisor.proxmox.driver import ProxmoxHypervisor
 from agentlab.hypervisor.proxmox.rest import RestTransport
 from agentlab.store.db import Store
@@ -53,8 +53,10 @@ def test_proxmox_by_either_way(
     assert isinstance(world.hypervisor, ProxmoxHypervisor)
     assert world.hypervisor.capabilities.makes_taps
     assert not world.fence._settings.own_taps
-    with pytest.raises(Unsupported, match="debian-12"):
-        world.build_template("debian-12", print)
+    assert {"proxmox_api", "token_privileges", "storage"} == set(world.checks)
+    with pytest.raises(NotFound) as unknown:
+        world.build_template("debian-11", print)
+    assert unknown.value.hint == "did you mean debian-12?"
     store.close()
 
 
@@ -68,7 +70,7 @@ def test_the_shell_is_for_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(build.os, "geteuid", lambda: 1000)
     settings = parsed(tmp_path, "shell")
     with pytest.raises(Invalid, match="for root alone"):
-        build.BUILDERS["proxmox"](settings)
+        build.BUILDERS["proxmox"](settings, "lab")
 
 
 def test_a_local_installation_loads_nothing_of_proxmox(tmp_path: Path) -> None:

@@ -39,13 +39,13 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     node.make_template(9000, "debian-12")
     with serve(node, tmp_path) as served:
         transport = RestTransport(served.url, Secret(f"{TOKEN}={VALUE}"), Tls(served.ca))
-        scope = Scope(1000, "vmbr1", 9000)
-        yield Bench(served, ProxmoxChecks(transport, "pve", scope, "", TOKEN))
+        scope = Scope(1000, "vmbr1")
+        yield Bench(served, ProxmoxChecks(transport, "pve", scope, 9000, "", TOKEN))
         transport.close()
 
 
 def grant(bench: Bench, without: str = "") -> None:
-    scope = replace(bench.checks.scope, storages=("local",))
+    scope = replace(bench.checks.scope, templates=(9000,), storages=("local",))
     with bench.served.paused() as node:
         node.acl = {}
         for right in needed(9):
@@ -116,8 +116,21 @@ def test_storages(bench: Bench) -> None:
         node.add_dir_storage("iso", content="iso")
     images = replace(bench.checks, storage="iso").storages()
     assert (images.status, images.remedy) == (MISSING, "pvesm set iso --content images,iso")
-    none = replace(bench.checks, scope=replace(bench.checks.scope, template=9100)).storages()
-    assert none.status is SKIPPED
+    assert replace(bench.checks, template=9100).storages().status is SKIPPED
+
+
+def test_a_template_is_found_by_its_tag(bench: Bench) -> None:
+    with bench.served.paused() as node:
+        node.add_dir_storage("fast")
+        node.make_template(9001, "debian-13", storage="fast", tags="agentlab-template;x")
+    assert bench.ask("storage").detail == "local, fast on node pve"
+
+
+def test_a_template_that_the_token_may_not_see_is_asked_for(bench: Bench) -> None:
+    grant(bench, without="VM.Audit")
+    found = bench.ask("token_privileges")
+    assert "VM.Audit on /vms (" in found.detail
+    assert "VM.Audit on /vms/9000 (" in found.detail
 
 
 def test_a_wrong_token_is_told(bench: Bench) -> None:

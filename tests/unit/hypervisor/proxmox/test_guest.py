@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
 from agentlab.errors import DeadlineExceeded, Invalid, NotFound, Unavailable
 from agentlab.hypervisor.base import ExecResult
 from agentlab.hypervisor.load import Gate
@@ -54,7 +55,10 @@ class Guest(ScriptedTransport):
         result = self.pids.pop(params["pid"], None)
         if result is None:
             raise classify("GET", 500, "Agent error: Invalid parameter 'pid'")
-        text = {"out-data": result.stdout.decode("latin-1"), "err-data": result.stderr.decode("latin-1")}
+        text = {
+            "out-data": result.stdout.decode("latin-1"),
+            "err-data": result.stderr.decode("latin-1"),
+        }
         ended = {"signal": -result.status} if result.status < 0 else {"exitcode": result.status}
         return {"exited": 1, **ended, **text}
 

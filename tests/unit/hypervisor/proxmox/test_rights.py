@@ -26,6 +26,7 @@ from agentlab.hypervisor.proxmox.rights import (
     parse_permissions,
     read_permissions,
     render_remedy,
+    role_privileges,
 )
 from agentlab.hypervisor.proxmox.settings import Settings
 from agentlab.secret import Secret
@@ -33,8 +34,8 @@ from tests.fakes.pve.node import ProxmoxNode
 from tests.fakes.pve.serving import serve
 
 TOKEN = "agentlab@pve!daemon"
-SCOPE = Scope(vmid=1000, bridge="vmbr1", template=9000, storages=("local", "fast"))
-POOL = Scope(vmid=1000, bridge="vmbr1", template=9000, storages=("local",), pool="lab")
+SCOPE = Scope(vmid=1000, bridge="vmbr1", templates=(9000,), storages=("local", "fast"))
+POOL = Scope(vmid=1000, bridge="vmbr1", templates=(9000,), storages=("local",), pool="lab")
 
 
 def all_of(scope: Scope, major: int, without: Right | None = None) -> dict[str, dict[str, int]]:
@@ -72,6 +73,19 @@ def test_each_privilege_that_is_taken_away_is_named_exactly(
     assert names(all_of(scope, major, right), major, scope) == expected
 
 
+def test_a_template_that_we_are_to_build_is_beside_the_sandboxes() -> None:
+    for scope in (Scope(1000, "vmbr1"), Scope(1000, "vmbr1", pool="lab")):
+        granted = all_of(scope, 9)
+        assert names(granted, 9, scope) == []
+        del granted[scope.top]["VM.Clone"]
+        (missing,) = missing_rights(granted, 9, scope)
+        assert (missing.privilege, missing.path, missing.role) == (
+            "VM.Clone",
+            scope.top,
+            "AgentLab",
+        )
+
+
 def test_the_guest_agent_has_another_privilege_since_9() -> None:
     eight, nine = ({each.privilege for each in needed(major)} for major in (8, 9))
     assert eight - nine == {"VM.Monitor"}
@@ -103,7 +117,7 @@ def test_a_pool_holds_for_its_members_and_needs_no_passing_on() -> None:
     granted["/pool/lab"] = dict.fromkeys(granted["/pool/lab"], 0)
     assert names(granted, 8, POOL) == []
     everywhere = {path: held for path, held in granted.items() if path != "/pool/lab"}
-    assert len(names(everywhere, 8, POOL)) == 11
+    assert len(names(everywhere, 8, POOL)) == 12
     assert names({**everywhere, "/vms": all_of(SCOPE, 8)["/vms"]}, 8, POOL) == []
 
 
@@ -119,8 +133,11 @@ def test_the_remedy_is_what_root_types() -> None:
         f"pveum acl modify /vms {who} --roles AgentLab",
         f"pveum acl modify /storage/fast {who} --roles PVEDatastoreUser",
     ]
+    unbuilt = Scope(vmid=1000, bridge="vmbr1", pool="lab")
+    added = render_remedy(missing_rights({}, 9, unbuilt), TOKEN, 9)[0]
+    words = " ".join(sorted(role_privileges(9)))
+    assert added == f"pveum role add AgentLab --privs '{words}'"
     first = render_remedy(missing_rights({}, 9, POOL), TOKEN, 9)
-    assert first[0].startswith("pveum role add AgentLab --privs 'VM.Allocate VM.Audit ")
     assert first[1].startswith("pveum acl modify /pool/lab ")
     assert [line.split()[3] for line in first[2:]] == [
         "/vms/9000", "/storage/local", "/sdn/zones/localnetwork/vmbr1"
@@ -157,7 +174,7 @@ def test_the_version_is_its_first_number() -> None:
 
 
 @pytest.mark.parametrize(
-    "scope", [Scope(1000, "vmbr1", 9000, ("local",)), POOL], ids=["all", "pool"]
+    "scope", [Scope(1000, "vmbr1", (9000,), ("local",)), POOL], ids=["all", "pool"]
 )
 def test_a_node_tells_what_its_token_lacks(tmp_path: Path, scope: Scope) -> None:
     """The token of a user with each single privilege taken away, asked over HTTPS."""
@@ -188,7 +205,7 @@ def test_the_rights_of_the_table_are_enough_for_a_machines_whole_life(tmp_path: 
     node.apitokens[TOKEN] = value
     node.make_template(9000, "debian-12")
     node.pools["lab"] = set()
-    scope = Scope(1000, "vmbr0", 9000, ("local",), pool="lab")
+    scope = Scope(1000, "vmbr0", (9000,), ("local",), pool="lab")
     for path, held in all_of(scope, 9).items():
         node.grant(TOKEN, path, *held)
     with serve(node, tmp_path) as served:

@@ -1,0 +1,118 @@
+"""The main job through a lab node of Proxmox: its API and rules by a stand-in, its machines real.
+
+The template is built as on a real node: the recipe's disk is imported by `qm disk import` and the
+VM made a template by the API.  Then jobs run in clones of it, fenced by the real rules on the taps
+that the node makes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.lab import Lab, git_repo
+from tests.e2e.proxmox import Node, proxmox_laboratory
+
+pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(900)]
+
+AGENT = r"""
+set -e
+echo changed >> README
+git -c user.name=A -c user.email=a@example.org commit -qam "by the agent"
+echo ran >> "$AGENTLAB_ARTIFACTS_DIR/mark"
+ip -br -4 address show eth0 > "$AGENTLAB_ARTIFACTS_DIR/address"
+python3 - <<'PY' > "$AGENTLAB_ARTIFACTS_DIR/reach"
+import socket
+for host, port in (("10.77.0.1", 8844), ("10.77.0.1", 22), ("192.168.77.1", 80), ("10.77.0.9", 80)):
+    s = socket.socket(); s.settimeout(2)
+    try:
+        s.connect((host, port)); print(port, "open")
+    except OSError:
+        print(port, "closed")
+PY
+"""
+
+
+@pytest.fixture(scope="module", params=["api", "shell"])
+def place(request: pytest.FixtureRequest) -> Iterator[tuple[Lab, Node]]:
+    with proxmox_laboratory(request.param) as (lab, node):
+        lab.profile("work", AGENT, memory=512)  # they boot from their disks
+        git_repo(lab.scratch / "repo")
+        lab.start()
+        built = lab.cli("template", "build", "debian-12")
+        assert built.returncode == 0, built.stderr
+        yield lab, node
+
+
+def run(lab: Lab) -> str:
+    return str(lab.run_job("work", "do it", lab.scratch / "repo")["id"])
+
+
+def check(lab: Lab, node: Node, identity: str) -> dict[str, object]:
+    job = lab.wait_final(identity, timeout=600)
+    assert job["state"] == "COMPLETED", (job, lab.log.read_text()[-3000:])
+    assert lab.leftovers() == []
+    assert node.leftovers() == []
+    return job
+
+
+def test_the_template_is_as_it_should_be(place: tuple[Lab, Node]) -> None:
+    lab, node = place
+    report = lab.cli("template", "check", "debian-12")
+    assert report.returncode == 0, report.stdout + report.stderr
+    again = lab.cli("template", "build", "debian-12")
+    assert again.returncode == 0
+    assert len(list((node.directory / "storage/images").glob("9*/base-*"))) == 1
+
+
+def test_the_host_is_ready(place: tuple[Lab, Node]) -> None:
+    lab, _ = place
+    found = lab.ask("init")
+    checks = found["checks"]
+    assert isinstance(checks, list)
+    states = {each["name"]: each["status"] for each in checks}
+    for name in (
+        "proxmox_api",
+        "token_privileges",
+        "template",
+        "storage",
+        "bridge_lab0",
+        "nftables",
+    ):
+        assert states[name] in ("ok", "skipped"), found
+
+
+def test_the_whole_job(place: tuple[Lab, Node]) -> None:
+    lab, node = place
+    job = check(lab, node, run(lab))
+    files = Path(str(job["artifact_dir"])) / "files"
+    assert (files / "mark").read_text() == "ran\n"
+    assert "10.77.0." in (files / "address").read_text()
+    assert (files / "reach").read_text() == "8844 open\n22 closed\n80 closed\n80 closed\n"
+    assert (files.parent / "repo.bundle").stat().st_size > 0
+    assert "changed" in (files.parent / "changes.patch").read_text()
+    with_secrets = [
+        path for path in (lab.scratch / "data").rglob("stdout") if b"token" in path.read_bytes()
+    ]
+    assert with_secrets == []
+    assert lab.warnings() == []
+
+
+@pytest.mark.parametrize("moment", ["before:do:clone", "after:do:clone", "after:do:start"])
+def test_a_killed_daemon_goes_on(place: tuple[Lab, Node], moment: str) -> None:
+    lab, node = place
+    lab.stop()
+    wrapper = [sys.executable, "tests/fakes/killing_daemon.py", "--kill", moment]
+    lab.start(argv=wrapper)
+    identity = run(lab)
+    lab.await_death(identity)
+    lab.start()
+    job = check(lab, node, identity)
+    files = Path(str(job["artifact_dir"])) / "files"
+    assert (files / "mark").read_text() == "ran\n"
+    events = json.loads(lab.cli("job", "show", identity, "--json").stdout)
+    assert events["state"] == "COMPLETED"
