@@ -109,9 +109,8 @@ def _proxmox(config: Config) -> Built:
     checks = ProxmoxChecks(
         transport=transport,
         node=given.node,
-        scope=Scope(
-            config.vmids.start, config.network.bridge, given.template_vmid, pool=given.pool
-        ),
+        scope=Scope(config.vmids.start, config.network.bridge, pool=given.pool),
+        template=given.template_vmid,
         storage=given.storage,
         token_id=given.token.reveal().partition("=")[0] if given.token else "",
     )

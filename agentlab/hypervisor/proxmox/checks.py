@@ -16,7 +16,8 @@ from agentlab.hypervisor.proxmox.rights import (
     read_permissions,
     render_remedy,
 )
-from agentlab.hypervisor.proxmox.transport import Transport
+from agentlab.hypervisor.proxmox.template import TAG
+from agentlab.hypervisor.proxmox.transport import Exists, Transport
 
 OLDEST, NEWEST = 8, 9  # major versions that we know
 
@@ -27,7 +28,8 @@ class ProxmoxChecks:
 
     transport: Transport
     node: str
-    scope: Scope  # without its storages: those are looked up
+    scope: Scope  # without templates and storages: those are looked up
+    template: int  # the VMID that a template has first
     storage: str
     token_id: str
 
@@ -113,18 +115,33 @@ class ProxmoxChecks:
         return parse_resources(self.transport.call("GET", "/cluster/resources"))
 
     def _scope(self) -> Scope:
-        """With the storages that clones need: the template's own, and the one of the settings."""
+        """With the templates that are there, their storages, and the one of the settings."""
+        guests = self._resources().guests.values()
+        nodes = {
+            guest.vmid: guest.node
+            for guest in guests
+            if guest.template and (guest.vmid == self.template or TAG in guest.tags.split(";"))
+        }
+        if not nodes and self._taken(self.template):
+            nodes[self.template] = self.node  # there, and we may not see it
         names = dict.fromkeys([self.storage] if self.storage else [])
-        guest = self._resources().guests.get(self.scope.template)
-        try:
-            names.update(dict.fromkeys(self._template_storages(guest.node if guest else self.node)))
-        except (NotFound, Denied):
-            pass  # the checks of the template and of the rights on it say so
-        return replace(self.scope, storages=tuple(names))
+        for vmid, node in nodes.items():
+            try:
+                names.update(dict.fromkeys(self._storages_of(node, vmid)))
+            except (NotFound, Denied):
+                pass  # the checks of the template and of the rights on it say so
+        return replace(self.scope, templates=tuple(nodes), storages=tuple(names))
 
-    def _template_storages(self, node: str) -> list[str]:
-        path = f"/nodes/{node}/qemu/{self.scope.template}/config"
-        config = self.transport.call("GET", path)
+    def _taken(self, vmid: int) -> bool:
+        """Asked of the cluster's own list, which does not depend on our rights."""
+        try:
+            self.transport.call("GET", "/cluster/nextid", {"vmid": vmid})
+        except Exists:
+            return True
+        return False
+
+    def _storages_of(self, node: str, vmid: int) -> list[str]:
+        config = self.transport.call("GET", f"/nodes/{node}/qemu/{vmid}/config")
         if not isinstance(config, Mapping):
-            raise Unavailable(f"Proxmox gave no configuration of template {self.scope.template}")
+            raise Unavailable(f"Proxmox gave no configuration of template {vmid}")
         return sorted({drive.storage for drive in parse_drives(config)} - {""})

@@ -44,6 +44,7 @@ RIGHTS: tuple[Right, ...] = (
     Right("VM.Config.CPU", Place.SANDBOXES, "cores"),
     Right("VM.Config.Cloudinit", Place.SANDBOXES, "address and resolvers"),
     Right("VM.Config.Disk", Place.SANDBOXES, "a larger disk than the template's"),
+    Right("VM.Config.HWType", Place.SANDBOXES, "build a template: its console and controller"),
     Right("VM.Config.Memory", Place.SANDBOXES, "memory"),
     Right("VM.Config.Network", Place.SANDBOXES, "MAC and bridge"),
     Right("VM.Config.Options", Place.SANDBOXES, "name, tags and the mark of their owner"),
@@ -58,9 +59,9 @@ RIGHTS: tuple[Right, ...] = (
     Right("SDN.Use", Place.BRIDGE, "put sandboxes on it"),
 )
 
-# Who gives the rights of a place.  A role on a deeper path takes the place of those from above.
-ROLES: Mapping[Place, str] = {
-    Place.SANDBOXES: ROLE,
+# The roles that come with Proxmox and give the rights of a place.  A role on a deeper path takes
+# the place of those from above.
+_ROLES: Mapping[Place, str] = {
     Place.TEMPLATE: "PVETemplateUser",
     Place.STORAGE: "PVEDatastoreUser",
     Place.BRIDGE: "PVESDNUser",
@@ -69,32 +70,45 @@ ROLES: Mapping[Place, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Where this installation works.  `storages`: those of the template, and of full clones."""
+    """Where this installation works.
+
+    `templates`: those that are there; one that we build is beside the sandboxes.  `storages`:
+    those of the templates, and the one of the settings.
+    """
 
     vmid: int  # any VMID of a sandbox
     bridge: str
-    template: int
+    templates: tuple[int, ...] = ()
     storages: tuple[str, ...] = ()
     pool: str = ""
+
+    @property
+    def top(self) -> str:
+        """The path that our own role is given on."""
+        return f"/pool/{self.pool}" if self.pool else "/vms"
 
     def paths(self, place: Place) -> tuple[str, ...]:
         """The paths that rights of this place are given on; each of them needs all."""
         match place:
             case Place.SANDBOXES:
-                return (f"/pool/{self.pool}" if self.pool else "/vms",)
+                return (self.top,)
             case Place.TEMPLATE:
-                return (f"/vms/{self.template}",)
+                return tuple(f"/vms/{vmid}" for vmid in self.templates) or (self.top,)
             case Place.STORAGE:
                 return tuple(f"/storage/{name}" for name in self.storages)
             case Place.BRIDGE:
                 return (f"/sdn/zones/localnetwork/{self.bridge}",)
 
-    def asked(self, place: Place, path: str) -> tuple[str, ...]:
+    def asked(self, path: str) -> tuple[str, ...]:
         """The paths of which any one will do for what is given on `path`."""
-        if place is not Place.SANDBOXES:
-            return (path,)
         below = f"/vms/{self.vmid}"
-        return (path, below) if self.pool else (below,)
+        if path == self.top:
+            return (path, below) if self.pool else (below,)
+        return (path,)
+
+    def role(self, place: Place, path: str) -> str:
+        """The role that gives the rights of this place on one of its paths."""
+        return ROLE if path == self.top else _ROLES[place]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +117,7 @@ class MissingRight:
 
     privilege: str
     path: str
-    place: Place
+    role: str
     why: str
 
     def __str__(self) -> str:
@@ -135,10 +149,10 @@ def holds(granted: Granted, path: str, privilege: str) -> bool:
 def missing_rights(granted: Granted, major: int, scope: Scope) -> list[MissingRight]:
     """All that is lacking, in the order of the table."""
     return [
-        MissingRight(right.privilege, path, right.place, right.why)
+        MissingRight(right.privilege, path, scope.role(right.place, path), right.why)
         for right in needed(major)
         for path in scope.paths(right.place)
-        if not any(holds(granted, each, right.privilege) for each in scope.asked(right.place, path))
+        if not any(holds(granted, each, right.privilege) for each in scope.asked(path))
     ]
 
 
@@ -150,15 +164,20 @@ def render_remedy(missing: Sequence[MissingRight], token_id: str, major: int) ->
     """
     user = token_id.partition("!")[0]
     lines = []
-    own = sorted({each.privilege for each in missing if each.place is Place.SANDBOXES})
+    own = {each.privilege for each in missing if each.role == ROLE}
     if own:
-        whole = {right.privilege for right in needed(major) if right.place is Place.SANDBOXES}
-        verb = ["add", ROLE] if whole == set(own) else ["modify", ROLE, "--append", "1"]
-        lines.append(shlex.join(["pveum", "role", *verb, "--privs", " ".join(own)]))
-    for path, place in dict.fromkeys((each.path, each.place) for each in missing):
+        verb = ["add", ROLE] if own >= role_privileges(major) else ["modify", ROLE, "--append", "1"]
+        lines.append(shlex.join(["pveum", "role", *verb, "--privs", " ".join(sorted(own))]))
+    for path, role in dict.fromkeys((each.path, each.role) for each in missing):
         words = ["pveum", "acl", "modify", path, "--users", user]
-        lines.append(shlex.join([*words, "--tokens", token_id, "--roles", ROLES[place]]))
+        lines.append(shlex.join([*words, "--tokens", token_id, "--roles", role]))
     return lines
+
+
+def role_privileges(major: int) -> set[str]:
+    """What our own role has: all for sandboxes, and for the templates that we build."""
+    places = (Place.SANDBOXES, Place.TEMPLATE)
+    return {right.privilege for right in needed(major) if right.place in places}
 
 
 def parse_permissions(data: object) -> dict[str, dict[str, int]]:
@@ -188,7 +207,7 @@ def read_permissions(transport: Transport, major: int, scope: Scope) -> Granted:
     granted = read()
     places = dict.fromkeys(right.place for right in needed(major))
     asked = dict.fromkeys(
-        each for place in places for path in scope.paths(place) for each in scope.asked(place, path)
+        each for place in places for path in scope.paths(place) for each in scope.asked(path)
     )
     for path in asked:
         granted.update(read(path=path))
