@@ -14,6 +14,8 @@ from agentlab.hypervisor.proxmox.rights import (
     missing_rights,
     parse_major,
     read_permissions,
+    read_role,
+    render_missing,
     render_remedy,
 )
 from agentlab.hypervisor.proxmox.template import TAG
@@ -77,8 +79,8 @@ class ProxmoxChecks:
             )
         return CheckResult(
             CheckStatus.MISSING,
-            f"{self.token_id} lacks " + ", ".join(str(each) for each in missing),
-            "\n".join(render_remedy(missing, self.token_id, major)),
+            f"{self.token_id} lacks {render_missing(missing)}",
+            "\n".join(render_remedy(missing, self.token_id, read_role(self.transport))),
         )
 
     def storages(self) -> CheckResult:

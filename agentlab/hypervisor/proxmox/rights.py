@@ -6,6 +6,7 @@ read it.  By the backend `shell` we are root, and need none.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -120,9 +121,6 @@ class MissingRight:
     role: str
     why: str
 
-    def __str__(self) -> str:
-        return f"{self.privilege} on {self.path} ({self.why})"
-
 
 def needed(major: int) -> Sequence[Right]:
     """The rows of the table for a version; one that is newer than all is taken for the newest."""
@@ -156,8 +154,20 @@ def missing_rights(granted: Granted, major: int, scope: Scope) -> list[MissingRi
     ]
 
 
-def render_remedy(missing: Sequence[MissingRight], token_id: str, major: int) -> list[str]:
+def render_missing(missing: Sequence[MissingRight]) -> str:
+    """In words: all privileges of a path, and then the next."""
+    by_path: dict[str, list[str]] = {}
+    for each in missing:
+        by_path.setdefault(each.path, []).append(each.privilege)
+    return "; ".join(f"{', '.join(names)} on {path}" for path, names in by_path.items())
+
+
+def render_remedy(
+    missing: Sequence[MissingRight], token_id: str, have: set[str] | None
+) -> list[str]:
     """The commands, for root on a node, that give what is missing.
+
+    `have` is what our role has so far, None when there is no such role.
 
     The user of a token must have the rights too, and a token with privilege separation for itself
     as well: each line names both.
@@ -165,9 +175,10 @@ def render_remedy(missing: Sequence[MissingRight], token_id: str, major: int) ->
     user = token_id.partition("!")[0]
     lines = []
     own = {each.privilege for each in missing if each.role == ROLE}
-    if own:
-        verb = ["add", ROLE] if own >= role_privileges(major) else ["modify", ROLE, "--append", "1"]
-        lines.append(shlex.join(["pveum", "role", *verb, "--privs", " ".join(sorted(own))]))
+    lacking = " ".join(sorted(own - (have or set())))
+    if lacking:
+        verb = ["add", ROLE] if have is None else ["modify", ROLE, "--append", "1"]
+        lines.append(shlex.join(["pveum", "role", *verb, "--privs", lacking]))
     for path, role in dict.fromkeys((each.path, each.role) for each in missing):
         words = ["pveum", "acl", "modify", path, "--users", user]
         lines.append(shlex.join([*words, "--tokens", token_id, "--roles", role]))
@@ -212,6 +223,17 @@ def read_permissions(transport: Transport, major: int, scope: Scope) -> Granted:
     for path in asked:
         granted.update(read(path=path))
     return granted
+
+
+def read_role(transport: Transport) -> set[str] | None:
+    """What our role has; None when there is none.  Every user may read this."""
+    found = transport.call("GET", "/access/roles")
+    if not isinstance(found, list) or not all(isinstance(each, Mapping) for each in found):
+        raise Unavailable("Proxmox gave a list of roles that cannot be read")
+    for role in found:
+        if role.get("roleid") == ROLE:
+            return {name for name in re.split(r"[,; ]+", str(role.get("privs") or "")) if name}
+    return None
 
 
 def parse_major(data: object) -> int:

@@ -78,16 +78,14 @@ def test_each_privilege_is_named_with_the_line_that_gives_it(bench: Bench) -> No
     grant(bench, without="SDN.Use")
     found = bench.ask("token_privileges")
     assert found.status is MISSING
-    assert found.detail == (
-        f"{TOKEN} lacks SDN.Use on /sdn/zones/localnetwork/vmbr1 (put sandboxes on it)"
-    )
+    assert found.detail == f"{TOKEN} lacks SDN.Use on /sdn/zones/localnetwork/vmbr1"
     assert found.remedy == (
         "pveum acl modify /sdn/zones/localnetwork/vmbr1 --users agentlab@pve "
         f"--tokens '{TOKEN}' --roles PVESDNUser"
     )
     grant(bench, without="VM.Snapshot")
     remedy = bench.ask("token_privileges").remedy.splitlines()
-    assert remedy[0] == "pveum role modify AgentLab --append 1 --privs VM.Snapshot"
+    assert remedy[0] == "pveum role add AgentLab --privs VM.Snapshot"
     assert remedy[1].startswith("pveum acl modify /vms --users agentlab@pve ")
     assert len(remedy) == 2
 
@@ -98,8 +96,8 @@ def test_a_token_without_any_right_is_told_all_of_them(bench: Bench) -> None:
         node.grant("somebody@pve", "/", "VM.Audit")
     detail = replace(bench.checks, storage="fast").privileges().detail
     for right in needed(9):
-        assert f"{right.privilege} on /" in detail
-    assert "/storage/fast" in detail
+        assert right.privilege in detail
+    assert "Datastore.AllocateSpace, Datastore.Audit on /storage/fast" in detail
 
 
 def test_root_needs_no_token(bench: Bench) -> None:
@@ -129,8 +127,7 @@ def test_a_template_is_found_by_its_tag(bench: Bench) -> None:
 def test_a_template_that_the_token_may_not_see_is_asked_for(bench: Bench) -> None:
     grant(bench, without="VM.Audit")
     found = bench.ask("token_privileges")
-    assert "VM.Audit on /vms (" in found.detail
-    assert "VM.Audit on /vms/9000 (" in found.detail
+    assert found.detail == f"{TOKEN} lacks VM.Audit on /vms; VM.Audit on /vms/9000"
 
 
 def test_a_wrong_token_is_told(bench: Bench) -> None:

@@ -25,6 +25,7 @@ from agentlab.hypervisor.proxmox.rights import (
     parse_major,
     parse_permissions,
     read_permissions,
+    render_missing,
     render_remedy,
     role_privileges,
 )
@@ -126,23 +127,28 @@ def test_the_remedy_is_what_root_types() -> None:
     del granted["/vms"]["VM.Snapshot"], granted["/vms"]["VM.Config.CPU"]
     granted["/storage/fast"] = {}
     missing = missing_rights(granted, 8, SCOPE)
-    assert str(missing[0]) == "VM.Config.CPU on /vms (cores)"
+    assert render_missing(missing) == (
+        "VM.Config.CPU, VM.Snapshot on /vms; "
+        "Datastore.AllocateSpace, Datastore.Audit on /storage/fast"
+    )
     who = "--users agentlab@pve --tokens 'agentlab@pve!daemon'"
-    assert render_remedy(missing, TOKEN, 8) == [
-        "pveum role modify AgentLab --append 1 --privs 'VM.Config.CPU VM.Snapshot'",
+    acl = [
         f"pveum acl modify /vms {who} --roles AgentLab",
         f"pveum acl modify /storage/fast {who} --roles PVEDatastoreUser",
     ]
-    unbuilt = Scope(vmid=1000, bridge="vmbr1", pool="lab")
-    added = render_remedy(missing_rights({}, 9, unbuilt), TOKEN, 9)[0]
-    words = " ".join(sorted(role_privileges(9)))
-    assert added == f"pveum role add AgentLab --privs '{words}'"
-    first = render_remedy(missing_rights({}, 9, POOL), TOKEN, 9)
-    assert first[1].startswith("pveum acl modify /pool/lab ")
-    assert [line.split()[3] for line in first[2:]] == [
-        "/vms/9000", "/storage/local", "/sdn/zones/localnetwork/vmbr1"
+    cpu = "VM.Config.CPU"
+    assert render_remedy(missing, TOKEN, None) == [
+        f"pveum role add AgentLab --privs '{cpu} VM.Snapshot'", *acl
     ]  # fmt: skip
-    assert render_remedy([], TOKEN, 8) == []
+    assert render_remedy(missing, TOKEN, {cpu, "VM.Audit"}) == [
+        "pveum role modify AgentLab --append 1 --privs VM.Snapshot", *acl
+    ]  # fmt: skip
+    assert render_remedy(missing, TOKEN, role_privileges(8)) == acl
+    assert render_remedy([], TOKEN, None) == []
+    first = render_remedy(missing_rights({}, 9, POOL), TOKEN, role_privileges(9))
+    assert [line.split()[3] for line in first] == [
+        "/pool/lab", "/vms/9000", "/storage/local", "/sdn/zones/localnetwork/vmbr1"
+    ]  # fmt: skip
 
 
 RECORDED: Mapping[str, object] = json.loads(

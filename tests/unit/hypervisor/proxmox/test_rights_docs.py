@@ -64,7 +64,7 @@ def test_the_pages_commands_are_those_of_init() -> None:
     told = {
         tuple(shlex.split(line))
         for scope in (pool, own)
-        for line in render_remedy(missing_rights({}, 8, scope), "agentlab@pve!daemon", 8)
+        for line in render_remedy(missing_rights({}, 8, scope), "agentlab@pve!daemon", None)
     }
     asked = {
         (*words[:6], "--tokens", "agentlab@pve!daemon", *words[6:])
