@@ -219,8 +219,9 @@ def test_power_is_taken_up_by_another_daemon(powered: Bench) -> None:
 
 @pytest.mark.vm
 def test_files_and_programs_in_the_guest(powered: Bench) -> None:
-    powered.wait(1012, powered.start(1012))
+    powered.wait(1012, powered.start(1012, disk=12 << 10))
     driver = powered.hypervisor
+    assert int(powered.say(1012, "df -m --output=size / | tail -1")) > 11 << 10  # it fills its disk
     content = os.urandom(60_000)
     driver.file_write(1012, "/run/agentlab/x", content)
     assert powered.say(1012, "stat -c '%a %s' /run/agentlab/x") == "600 60000"
@@ -242,13 +243,8 @@ def test_files_and_programs_in_the_guest(powered: Bench) -> None:
 
 
 @pytest.mark.vm
-def test_a_larger_disk_is_there_for_the_guest(powered: Bench) -> None:
-    powered.wait(1012, powered.start(1012, disk=12 << 10))
-    assert int(powered.say(1012, "df -m --output=size / | tail -1")) > 11 << 10
-
-
-@pytest.mark.vm
 @pytest.mark.slow
+@pytest.mark.parametrize("powered", ["local", "api"], indirect=True)  # a minute for each boot
 def test_a_changed_disk_boots_with_what_was_written(powered: Bench) -> None:
     driver, spec = powered.hypervisor, powered.start(1012)
     powered.wait(1012, spec)

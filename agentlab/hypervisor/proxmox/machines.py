@@ -23,6 +23,7 @@ from agentlab.hypervisor.proxmox.names import (
     render_description,
     root_drive,
     same,
+    surplus,
     tagged_owner,
     volume_owner,
 )
@@ -274,7 +275,7 @@ class ProxmoxMachines(Part):
         changed = {
             key: value for key, value in wanted.items() if not same(found.config, key, value)
         }
-        surplus = [] if spec.nic.dns or "nameserver" not in found.config else ["nameserver"]
+        unwanted = surplus(found.config, wanted)
         root = root_drive(found.config)
         if root is None:
             raise Conflict(
@@ -287,7 +288,7 @@ class ProxmoxMachines(Part):
                 hint="see `agentlab template check`",
             )
         larger = root.size < spec.disk
-        if not (changed or surplus or larger):
+        if not (changed or unwanted or larger):
             return
         if self._power(found.node, vmid) is not Power.STOPPED:
             raise Conflict(f"cannot configure VM {vmid}: it has power")
@@ -299,9 +300,9 @@ class ProxmoxMachines(Part):
                 what=f"cannot make the disk of VM {vmid} larger",
                 turns=self._turn(found.node),
             )
-        if changed or surplus:
+        if changed or unwanted:
             params: dict[str, str | int] = dict(changed)
-            params.update({"delete": ",".join(surplus)} if surplus else {})
+            params.update({"delete": ",".join(unwanted)} if unwanted else {})
             self._api.change(
                 "PUT", f"{found.path}/config", params, what=f"cannot configure VM {vmid}"
             )

@@ -127,6 +127,12 @@ def render_config(spec: MachineSpec, *, bridge: str, owner: str, vmid: int) -> d
     return config
 
 
+def surplus(config: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
+    """Keys that a template may have and a sandbox must not: a second way into a network."""
+    ways = re.compile(r"net\d+|ipconfig\d+|nameserver|searchdomain")
+    return sorted(key for key in config if ways.fullmatch(key) and key not in wanted)
+
+
 def same(config: Mapping[str, object], key: str, wanted: str | int) -> bool:
     """Whether the configuration says that already; numbers come as text or not, without rule."""
     have = config.get(key)

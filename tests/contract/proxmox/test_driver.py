@@ -418,6 +418,25 @@ def test_a_template_that_cannot_be_configured_is_told(proxmox_api: ProxmoxBench)
     proxmox_api.hypervisor.destroy(1012, owner=OWNER)
 
 
+def test_a_second_network_of_the_template_is_taken_away(proxmox: ProxmoxBench) -> None:
+    with proxmox.served.paused() as node:
+        node.vm(9000).config.update(
+            net0="virtio=BC:24:11:00:00:01,bridge=vmbr0,firewall=1,tag=7",
+            net1="virtio=BC:24:11:00:00:02,bridge=lan",
+            ipconfig1="ip=192.168.1.7/24,gw=192.168.1.1",
+            nameserver="192.168.1.1",
+            searchdomain="corp.example",
+        )
+    spec = made(proxmox)
+    bare = replace(spec, nic=replace(spec.nic, dns=()))
+    proxmox.hypervisor.configure(1012, bare, owner=OWNER)
+    with proxmox.served.paused() as node:
+        config = node.vm(1012).config
+        assert config["net0"] == f"virtio={spec.nic.mac.upper()},bridge=vmbr0"
+        for key in ("net1", "ipconfig1", "nameserver", "searchdomain"):
+            assert key not in config
+
+
 # Volumes
 
 
