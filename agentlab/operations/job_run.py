@@ -9,7 +9,7 @@ from agentlab import clock
 from agentlab.clock import Deadline
 from agentlab.engine.runner import Cancelled
 from agentlab.engine.step import Call, Operation, Output, Result, Step, Wait
-from agentlab.errors import AgentLabError, Unavailable
+from agentlab.errors import AgentLabError
 from agentlab.hypervisor.base import Power
 from agentlab.model.job import JOB, Job, JobEvent
 from agentlab.model.profile import After
@@ -132,10 +132,10 @@ class _JobRun:
     def _lost(self, call: Call) -> Output | None:
         try:
             machine = self._world.hypervisor.status(vmid_of(call))
-        except Unavailable:
-            return None  # unknown is not gone
+        except AgentLabError:
+            return None  # whatever keeps us from looking (a right that is gone, say) is not its end
         if machine is not None and machine.power is not Power.STOPPED:
-            return None
+            return None  # unknown is not stopped
         with call.store.read() as tx:  # a forced destroy asks first and takes power then
             asked = operations.get(tx, call.operation.id).cancel
         if asked:

@@ -14,7 +14,7 @@ from agentlab import clock, config
 from agentlab.control.deadlines import Deadlines
 from agentlab.control.retention import sweep
 from agentlab.engine.runner import Runner
-from agentlab.errors import Conflict, Invalid, NotFound, Unavailable
+from agentlab.errors import Conflict, Denied, Invalid, NotFound, Unavailable
 from agentlab.hypervisor.base import Machine, Power
 from agentlab.model.job import JOB, Job, JobSpec, JobState, Repo
 from agentlab.model.sandbox import SandboxState
@@ -355,10 +355,11 @@ def test_a_kept_sandbox_goes_at_the_end_of_its_lease(
     assert bench.clean()
 
 
-def test_an_unknown_power_is_not_a_lost_sandbox(bench: Bench) -> None:
+@pytest.mark.parametrize("error", [Unavailable("cannot be read"), Denied("it may not be seen")])
+def test_an_unknown_power_is_not_a_lost_sandbox(bench: Bench, error: Exception) -> None:
     job = bench.create()
     bench.until(job, JobState.RUNNING)
-    bench.hypervisor.faults["status"] = [Unavailable("cannot be read")] * 3
+    bench.hypervisor.faults["status"] = [error] * 3
     bench.runner.wake(job.operation)
     time.sleep(0.3)
     bench.report(job)
