@@ -45,6 +45,25 @@ def test_fifty_at_once(tmp_path: Path) -> None:
             _story(ours, node)
 
 
+def test_one_alone(tmp_path: Path) -> None:
+    """On a node that takes no time at all, what is left is ours (and the stand-in's own work)."""
+    node = ProxmoxNode(guests=SimulatedGuests())
+    node.make_template(name="debian-12", size=1 << 30)
+    with serve(node, tmp_path) as served, closing(connect_api(served)) as transport:
+        driver = ProxmoxHypervisor(transport, settings(served), NodeTools(""))
+        with installation(tmp_path, driver) as ours:
+            took = []
+            for _ in range(5):
+                begun = time.monotonic()
+                job = ours.create()
+                ours.until(job, JobState.RUNNING)
+                took.append(time.monotonic() - begun)
+                ours.report(job)
+                ours.until(job, JobState.COMPLETED)
+    print(f"\none sandbox after another: {statistics.median(took) * 1000:.0f} ms from the request "
+          "to RUNNING, the stand-in's own work included")  # fmt: skip
+
+
 def _story(ours: Installation, node: ProxmoxNode) -> None:
     for vm in node.vms:
         vm.start_secs = START
@@ -74,8 +93,6 @@ def _story(ours: Installation, node: ProxmoxNode) -> None:
           f"at most {node.busiest} handled at once")  # fmt: skip
     for (method, template), count in sorted(calls.items(), key=lambda item: -item[1]):
         print(f"{count / COUNT:7.2f} a sandbox  {method:6} {template}")
-    waits = [job.created for job in running]
-    assert statistics.mean(waits) > 0
     for job in asked:
         ours.report(job)
     for job in asked:
