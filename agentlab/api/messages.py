@@ -210,7 +210,37 @@ class ProfileList:
 
 @dataclass(frozen=True, slots=True)
 class TemplateBuildRequest:
+    """`image`: absolute path of a cloud image on the daemon's host, "" for the recipe; root's own.
+
+    `storage` is of the hypervisor, "" for its choice.
+    """
+
     name: str = limit(64, default="debian-12")
+    image: str = limit(4096, default="")
+    storage: str = limit(100, default="")
+
+
+@dataclass(frozen=True, slots=True)
+class FindingView:
+    """Something that a template lacks; `remedy` is for root's shell on the node.
+
+    What is not `needed` depends on the guest inside, or is only slow.
+    """
+
+    name: str
+    problem: str
+    remedy: str
+    needed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateCheckView:
+    """A template that was looked at; `ready` when nothing that is needed lacks."""
+
+    name: str
+    detail: str
+    ready: bool
+    findings: list[FindingView]
 
 
 @dataclass(frozen=True, slots=True)

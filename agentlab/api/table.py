@@ -90,6 +90,10 @@ TEMPLATE_BUILD = Endpoint(
     "template_build", "POST", "/v1/templates/build", m.TemplateBuildRequest, m.OperationView,
     "build a template, or return at once when it is there", status=202,
 )  # fmt: skip
+TEMPLATE_CHECK = Endpoint(
+    "template_check", "GET", "/v1/templates/{name}/check", N, m.TemplateCheckView,
+    "what a template, or a VM that is to be one, lacks; by name or VMID",
+)  # fmt: skip
 OPERATION_SHOW = Endpoint(
     "operation_show", "GET", "/v1/operations/{id}", N, m.OperationView, "one operation"
 )
@@ -100,5 +104,5 @@ CHECKS = Endpoint(
 ENDPOINTS: tuple[Endpoint[object, object], ...] = (
     STATUS, JOB_CREATE, JOB_VALIDATE, JOB_LIST, JOB_SHOW, JOB_CANCEL, JOB_LOG, JOB_ARTIFACTS,
     JOB_ARTIFACT, BUNDLE_PUT, EVENTS, SANDBOX_LIST, SANDBOX_SHOW, SANDBOX_DESTROY, PROFILE_LIST,
-    TEMPLATE_LIST, TEMPLATE_BUILD, OPERATION_SHOW, CHECKS,
+    TEMPLATE_LIST, TEMPLATE_BUILD, TEMPLATE_CHECK, OPERATION_SHOW, CHECKS,
 )  # type: ignore[assignment]  # fmt: skip

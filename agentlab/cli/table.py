@@ -111,8 +111,20 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "template", "build", "build a template, unless it is there",
-        (Arg("NAME", "which; default: debian-12"), _NO_WAIT),
+        (
+            Arg("NAME", "which; default: debian-12"),
+            Arg("--image", "make it from this cloud image (qcow2 or raw); default: from the recipe",
+                value="FILE"),
+            Arg("--storage", "Proxmox storage for its disk; default: as set, else the roomiest",
+                value="S"),
+            _NO_WAIT,
+        ),
         _C + "template:build", "agentlab template build debian-12",
+    ),
+    Command(
+        "template", "check", "say what a template lacks, and what mends it",
+        (Arg("NAME", "name, or VMID; default: debian-12"),),
+        _C + "template:check", "agentlab template check debian-12",
     ),
     Command(
         "init", "", "check this host; exit status 1 when something is missing", (),

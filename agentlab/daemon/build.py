@@ -13,20 +13,29 @@ from agentlab.daemon.context import Daemon
 from agentlab.engine.runner import Runner
 from agentlab.engine.step import Observer
 from agentlab.errors import Invalid, Unsupported
-from agentlab.hypervisor.base import Checks, Hypervisor
+from agentlab.hypervisor.base import (
+    Checks,
+    Finding,
+    Hypervisor,
+    TemplateOrder,
+    TemplateReport,
+)
 from agentlab.model.ids import new_id, unknown
 from agentlab.network.fence import Fence
 from agentlab.network.settings import NetworkSettings
 from agentlab.operations import kinds
-from agentlab.operations.context import TemplateBuilder, World
+from agentlab.operations.context import TemplateBuilder, TemplateChecker, World
 from agentlab.runner_file import runner_bytes
 from agentlab.secret import Secret
 from agentlab.store import settings
 from agentlab.store.db import Store
 
 if TYPE_CHECKING:
+    from agentlab.hypervisor.proxmox.node import NodeTools
+    from agentlab.hypervisor.proxmox.settings import Settings
     from agentlab.hypervisor.proxmox.transport import Transport
 
+_TEMPLATE = "debian-12"  # what the recipe makes
 _PATIENCE = 3.0  # the engine comes back, and its thread is free meanwhile
 
 
@@ -36,6 +45,7 @@ class Built:
 
     hypervisor: Hypervisor
     build_template: TemplateBuilder
+    check_template: TemplateChecker
     own_taps: bool
     checks: Checks
 
@@ -45,7 +55,7 @@ def build_world(config: Config, store: Store) -> World:
     with store.write() as tx:
         installation = settings.ensure(tx, "installation", new_id())
         key = settings.ensure(tx, "key", Secret.generate().reveal())
-    built = BUILDERS[config.hypervisor](config)
+    built = BUILDERS[config.hypervisor](config, installation)
     return World(
         config=config,
         store=store,
@@ -55,20 +65,33 @@ def build_world(config: Config, store: Store) -> World:
         installation=installation,
         key=Secret(key),
         checks=built.checks,
+        check_template=built.check_template,
     )
 
 
-def _local(config: Config) -> Built:
+def _local(config: Config, _: str) -> Built:
     from agentlab.hypervisor.local.checks import local_checks
     from agentlab.hypervisor.local.driver import LocalHypervisor
     from agentlab.hypervisor.local.template import NAME, build_template, template_key
 
     runner_file = runner_bytes()
 
-    def build(name: str, on_step: Callable[[str], None]) -> None:
+    def build(order: TemplateOrder, on_step: Callable[[str], None]) -> None:
+        if order.name != NAME:
+            raise unknown("template", order.name, [NAME])
+        if order.image or order.storage:
+            raise Unsupported(
+                "cannot build a template from a file, or on a storage: those are for Proxmox",
+                hint="the recipe alone makes templates for `hypervisor: local`",
+            )
+        build_template(config.template_dir, runner_file, on_step=on_step)
+
+    def check(name: str) -> TemplateReport:
         if name != NAME:
             raise unknown("template", name, [NAME])
-        build_template(config.template_dir, runner_file, on_step=on_step)
+        (found,) = hypervisor.templates()
+        lacks = Finding("template", "it is not built", "agentlab template build")
+        return TemplateReport(name, found.detail, () if found.ready else (lacks,))
 
     hypervisor = LocalHypervisor(
         root=config.machine_dir,
@@ -78,10 +101,10 @@ def _local(config: Config) -> Built:
         patience=_PATIENCE,
         accelerator=cast("Literal['auto', 'kvm', 'tcg']", config.accelerator),
     )
-    return Built(hypervisor, build, own_taps=True, checks=local_checks())
+    return Built(hypervisor, build, check, own_taps=True, checks=local_checks())
 
 
-def _proxmox(config: Config) -> Built:
+def _proxmox(config: Config, installation: str) -> Built:
     from agentlab.hypervisor.proxmox.checks import ProxmoxChecks
     from agentlab.hypervisor.proxmox.driver import ProxmoxHypervisor
     from agentlab.hypervisor.proxmox.node import NodeTools
@@ -89,22 +112,18 @@ def _proxmox(config: Config) -> Built:
     from agentlab.hypervisor.proxmox.settings import Settings
 
     given = _given(config)
-    transport = TRANSPORTS[given.backend](config)
-    hypervisor = ProxmoxHypervisor(
-        transport,
-        Settings(
-            node=given.node,
-            bridge=config.network.bridge,
-            vmids=config.vmids,
-            volume_vmids=given.volume_vmids,
-            pool=given.pool,
-            storage=given.storage,
-            full=given.full_clone,
-            node_limit=given.tasks_per_node,
-            template_limit=given.clones_per_template,
-            storage_limit=given.clones_per_storage,
-        ),
-        NodeTools(given.node),
+    transport, tools = TRANSPORTS[given.backend](config), NodeTools(given.node)
+    driver = Settings(
+        node=given.node,
+        bridge=config.network.bridge,
+        vmids=config.vmids,
+        volume_vmids=given.volume_vmids,
+        pool=given.pool,
+        storage=given.storage,
+        full=given.full_clone,
+        node_limit=given.tasks_per_node,
+        template_limit=given.clones_per_template,
+        storage_limit=given.clones_per_storage,
     )
     checks = ProxmoxChecks(
         transport=transport,
@@ -114,14 +133,46 @@ def _proxmox(config: Config) -> Built:
         storage=given.storage,
         token_id=given.token.reveal().partition("=")[0] if given.token else "",
     )
-    return Built(hypervisor, _no_template, own_taps=False, checks=checks.table())
-
-
-def _no_template(name: str, on_step: Callable[[str], None]) -> None:  # noqa: ARG001  # the seam
-    raise Unsupported(
-        f"cannot build template {name}: with Proxmox that is not built in yet",
-        hint="make it by hand: docs/how-to/proxmox.md",
+    build, check = _proxmox_templates(config, installation, transport, driver, tools)
+    return Built(
+        ProxmoxHypervisor(transport, driver, tools),
+        build,
+        check,
+        own_taps=False,
+        checks=checks.table(),
     )
+
+
+def _proxmox_templates(
+    config: Config, installation: str, transport: Transport, driver: Settings, tools: NodeTools
+) -> tuple[TemplateBuilder, TemplateChecker]:
+    from agentlab.hypervisor.image.plan import plan_image
+    from agentlab.hypervisor.load import Gate
+    from agentlab.hypervisor.proxmox.tasks import Api
+    from agentlab.hypervisor.proxmox.template import Order, Templates
+
+    api = Api(transport, Gate({}, queue=driver.queue_limit), patience=driver.patience)
+    templates, first = Templates(api, driver, tools), _given(config).template_vmid
+    runner_file, folder = runner_bytes(), config.template_dir
+
+    def build(order: TemplateOrder, on_step: Callable[[str], None]) -> None:
+        if not order.image and order.name != _TEMPLATE:
+            raise unknown("template", order.name, [_TEMPLATE])
+        image = plan_image(folder, runner_file, order.image, on_step)
+        templates.build(
+            Order(
+                order.name,
+                installation,
+                image.key,
+                image.make,
+                first=first,
+                work=folder,
+                storage=order.storage,
+            ),
+            on_step,
+        )
+
+    return build, templates.check
 
 
 def _given(config: Config) -> Proxmox:
@@ -151,7 +202,7 @@ def _shell(config: Config) -> Transport:
     return PveshTransport(_given(config).node, config.pvesh_dir)
 
 
-BUILDERS: Mapping[str, Callable[[Config], Built]] = {"local": _local, "proxmox": _proxmox}
+BUILDERS: Mapping[str, Callable[[Config, str], Built]] = {"local": _local, "proxmox": _proxmox}
 TRANSPORTS: Mapping[str, Callable[[Config], Transport]] = {"api": _api, "shell": _shell}
 
 

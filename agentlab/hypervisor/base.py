@@ -102,6 +102,19 @@ class Template:
 
 
 @dataclass(frozen=True, slots=True)
+class TemplateOrder:
+    """What `agentlab template build` asks for.
+
+    `image` is a cloud image on this host, "" for the recipe; `storage` is a name of the
+    hypervisor's, "" for its choice.
+    """
+
+    name: str
+    image: str = ""
+    storage: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """Something that a template lacks: one word, a sentence, and what mends it, for a shell.
 

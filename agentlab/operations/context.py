@@ -11,7 +11,7 @@ from typing import Protocol
 
 from agentlab.config import Config
 from agentlab.errors import AgentLabError, Invalid
-from agentlab.hypervisor.base import Checks, Hypervisor
+from agentlab.hypervisor.base import Checks, Hypervisor, TemplateOrder, TemplateReport
 from agentlab.model.ids import unknown
 from agentlab.model.profile import NetworkMode, Profile
 from agentlab.model.profile_file import parse_profile
@@ -25,9 +25,20 @@ _MAX_PROFILE = 1 << 20
 
 
 class TemplateBuilder(Protocol):
-    """Builds the template `name`, or returns at once when it is there; tells its steps."""
+    """Builds a template, or returns at once when it is there; tells its steps."""
 
-    def __call__(self, name: str, on_step: Callable[[str], None]) -> None: ...
+    def __call__(self, order: TemplateOrder, on_step: Callable[[str], None]) -> None: ...
+
+
+class TemplateChecker(Protocol):
+    """Looks at a template, or at a machine that is to be one; NotFound."""
+
+    def __call__(self, name: str) -> TemplateReport: ...
+
+
+def no_checker(name: str) -> TemplateReport:
+    """For hypervisors whose templates nobody but us makes."""
+    return TemplateReport(name, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +66,7 @@ class World:
     installation: str
     key: Secret
     checks: Checks = field(default_factory=dict)
+    check_template: TemplateChecker = no_checker
 
     def profile(self, name: str) -> Profile:
         """A usable profile; NotFound with a near name, or Invalid saying what is wrong with it."""

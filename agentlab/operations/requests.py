@@ -122,14 +122,17 @@ def _may_destroy(vmid: int, state: SandboxState) -> None:
         )
 
 
-def build_template(world: World, runner: Runner, name: str) -> str:
+def build_template(
+    world: World, runner: Runner, name: str, *, image: str = "", storage: str = ""
+) -> str:
     """The operation that builds a template; the one under way when there is one."""
     subject = f"template:{name}"
     with world.store.write() as tx:
         holder = operations.holder_of(tx, subject)
         if holder is not None:
             return holder.id
-        return runner.submit(tx, template_build.KIND, [subject], {"template": name})
+        given = {"template": name, "image": image, "storage": storage}
+        return runner.submit(tx, template_build.KIND, [subject], given)
 
 
 def guest_document(world: World, job: Job) -> dict[str, object]:

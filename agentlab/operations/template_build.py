@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agentlab.engine.step import Call, Operation, Result, Step
+from agentlab.hypervisor.base import TemplateOrder
 from agentlab.operations.context import World
 from agentlab.store import events
 
@@ -24,7 +25,15 @@ def operation(world: World) -> Operation:
                     facts={"text": text},
                 )
 
-        world.build_template(str(call.operation.input["template"]), tell)
+        asked = {key: str(value) for key, value in call.operation.input.items()}
+        world.build_template(
+            TemplateOrder(
+                asked["template"],
+                image=asked.get("image", ""),
+                storage=asked.get("storage", ""),
+            ),
+            tell,
+        )
         return None
 
     return Operation(KIND, [Step("build", build, _BUILD)])

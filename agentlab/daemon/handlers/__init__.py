@@ -41,6 +41,7 @@ HANDLERS: Mapping[str, Handler] = {
     "profile_list": profiles.all_known,
     "template_list": templates.all_known,
     "template_build": templates.build,
+    "template_check": templates.check,
     "operation_show": operations.show,
     "checks": checks.all_checks,
 }

@@ -21,6 +21,7 @@ from agentlab.clock import Deadline
 from agentlab.errors import (
     Conflict,
     DeadlineExceeded,
+    Invalid,
     NotFound,
     Unavailable,
     Unsupported,
@@ -41,6 +42,8 @@ _MARK = re.compile(
     r"name=(?P<name>[A-Za-z0-9.-]+) key=(?P<key>[0-9a-f]+)\s*$",
     re.MULTILINE,
 )
+# PVE::JSONSchema pve_verify_dns_name
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _UNUSED = re.compile(r"unused\d+")
 _FILE_TYPES = ("dir", "nfs", "cifs", "glusterfs")  # where only qcow2 has snapshots
 _LONG = 3600.0
@@ -181,6 +184,11 @@ class Templates:
         them.  Unsupported, before anything is done, where we are not root on the node: a token may
         not import a disk from a file.
         """
+        if not _NAME.fullmatch(order.name) or order.name.isdecimal():
+            raise Invalid(
+                f"cannot build template {order.name}: Proxmox takes no such name",
+                hint="use letters, digits, '-' and '.', and not digits alone",
+            )
         with _held(order.work) as lock:
             vmid = settled(
                 lambda: self._attempt(order, on_step, lock),
@@ -243,8 +251,8 @@ class Templates:
                 raise Conflict(
                     f"cannot build template {order.name}: VM {guest.vmid} on node {guest.node} is "
                     "a template of that name, and not ours",
-                    hint=f"use it (`agentlab template check {guest.vmid}`), or build one with "
-                    "another name",
+                    hint=f"see what it lacks: agentlab template check {guest.vmid}; or rename it: "
+                    f"qm set {guest.vmid} --name NAME",
                 )
 
     def _storage(self, wanted: str) -> tuple[str, str]:

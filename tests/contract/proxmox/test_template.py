@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agentlab.errors import Conflict, NotFound, Unavailable, Unsupported
+from agentlab.errors import Conflict, Invalid, NotFound, Unavailable, Unsupported
 from agentlab.hypervisor.load import Gate
 from agentlab.hypervisor.proxmox import template
 from agentlab.hypervisor.proxmox.node import NodeTools
@@ -214,6 +214,13 @@ def test_a_storage_that_is_not_there_is_refused_before_a_vm_is_made(yard: Yard) 
     with pytest.raises(NotFound, match="no storage nosuch"):
         yard.build(replace(yard.order(), storage="nosuch"))
     assert yard.vmids() == seen
+
+
+@pytest.mark.parametrize("name", ["9000", "my_debian", "debian-"])
+def test_names_that_proxmox_does_not_take_are_refused_at_once(yard: Yard, name: str) -> None:
+    with pytest.raises(Invalid, match="no such name"):
+        yard.build(yard.order(name=name))
+    assert yard.images == 0
 
 
 def test_an_unknown_template_is_not_found(yard: Yard) -> None:

@@ -38,6 +38,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "profile list": ("profile", "list"),
     "template list": ("template", "list"),
     "template build": ("template", "build"),
+    "template check": ("template", "check"),
     "init": ("init",),
     "status": ("status",),
     "logs": ("logs", "1003"),
@@ -396,6 +397,28 @@ def test_build_shows_steps_and_fails_with_the_reason(cli: Run, world: FakeDaemon
     status, _, err = cli("template", "build", "broken")
     assert status == 1
     assert "error: failed to build template broken: the disk is full" in err
+
+
+def test_check_says_what_is_missing_and_what_mends_it(cli: Run, world: FakeDaemon) -> None:
+    said = "template debian-12 (VM 9000 on node pve) lacks nothing\n"
+    assert cli("template", "check") == (0, said, "")
+    status, out, _ = cli("template", "check", "half-made")
+    assert status == 1
+    assert out.splitlines() == [
+        "template half-made (VM 9001 on node pve):",
+        "  advice: it is slow",
+        "    qm set 9001 --delete kvm",
+        "  missing: no agent",
+        "    qm set 9001 --agent 1",
+    ]
+
+
+def test_an_image_is_named_by_its_whole_path(
+    cli: Run, world: FakeDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("template", "build", "mine", "--image", "a.qcow2", "--storage", "fast")[0] == 0
+    assert world.world.built == m.TemplateBuildRequest("mine", f"{tmp_path}/a.qcow2", "fast")
 
 
 def test_quiet_leaves_the_answer_alone(cli: Run, world: FakeDaemon) -> None:

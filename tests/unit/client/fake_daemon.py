@@ -72,6 +72,7 @@ class World:
     bundles: dict[str, bytes] = dataclasses.field(default_factory=dict)
     artifacts: dict[str, bytes] = dataclasses.field(default_factory=dict)
     sha256: dict[str, str] = dataclasses.field(default_factory=dict)
+    built: m.TemplateBuildRequest | None = None
     checks: list[m.CheckView] = dataclasses.field(
         default_factory=lambda: [m.CheckView("kvm", "ok", "/dev/kvm is there", "")]
     )
@@ -209,7 +210,17 @@ class Handlers:
         return m.TemplateList([m.TemplateView("debian-12", True, "built")])
 
     def template_build(self, request: m.TemplateBuildRequest, *_: Any) -> m.OperationView:
+        self.w.built = request
         return self._operation("template.build", failed=request.name == "broken")
+
+    def template_check(self, _r: Any, path: dict[str, str], *_: Any) -> m.TemplateCheckView:
+        if path["name"] != "half-made":
+            return m.TemplateCheckView(path["name"], "VM 9000 on node pve", True, [])
+        findings = [
+            m.FindingView("kvm", "it is slow", "qm set 9001 --delete kvm", needed=False),
+            m.FindingView("agent", "no agent", "qm set 9001 --agent 1", needed=True),
+        ]
+        return m.TemplateCheckView("half-made", "VM 9001 on node pve", False, findings)
 
     def checks(self, *_: Any) -> m.CheckList:
         return m.CheckList(self.w.checks)

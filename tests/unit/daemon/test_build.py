@@ -10,7 +10,8 @@ import pytest
 
 from agentlab import config
 from agentlab.daemon import build
-from agentlab.errors import Invalid
+from agentlab.errors import Invalid, NotFound, Unsupported
+from agentlab.hypervisor.base import TemplateOrder
 from agentlab.hypervisor.proxmox.driver import ProxmoxHypervisor
 from agentlab.hypervisor.proxmox.rest import RestTransport
 from agentlab.store.db import Store
@@ -54,6 +55,9 @@ def test_proxmox_by_either_way(
     assert world.hypervisor.capabilities.makes_taps
     assert not world.fence._settings.own_taps
     assert {"proxmox_api", "token_privileges", "storage"} == set(world.checks)
+    with pytest.raises(NotFound) as unknown:
+        world.build_template(TemplateOrder("debian-11"), print)
+    assert unknown.value.hint == "did you mean debian-12?"
     store.close()
 
 
@@ -68,6 +72,18 @@ def test_the_shell_is_for_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     settings = parsed(tmp_path, "shell")
     with pytest.raises(Invalid, match="for root alone"):
         build.TRANSPORTS["shell"](settings)
+
+
+def test_local_templates_are_of_the_recipe_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path / "agentlab.db")
+    world = build.build_world(config.parse(f"data_dir: {tmp_path}\n", tmp_path / "c"), store)
+    with pytest.raises(Unsupported, match="for Proxmox"):
+        world.build_template(TemplateOrder("debian-12", image="/a.qcow2"), print)
+    with pytest.raises(NotFound):
+        world.check_template("debian-11")
+    (lacks,) = world.check_template("debian-12").findings
+    assert (lacks.problem, lacks.remedy) == ("it is not built", "agentlab template build")
+    store.close()
 
 
 def test_a_local_installation_loads_nothing_of_proxmox(tmp_path: Path) -> None:

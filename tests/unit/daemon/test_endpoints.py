@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
 
 import pytest
 
+from agentlab.daemon import server
+from agentlab.daemon.exchange import Peer
+from agentlab.daemon.handlers import templates
 from agentlab.errors import Unavailable
 from agentlab.hypervisor.base import Machine, Power
 from agentlab.model.job import JobState
@@ -273,6 +277,21 @@ def test_profiles_templates_and_operations(bench: Bench) -> None:
     assert (reply.status, reply.document["kind"]) == (202, "template.build")
     assert bench.ask("POST", "/v1/templates/build", {"name": "../x"}).status == 400
     assert bench.ask("GET", "/v1/operations/none").status == 404
+    reply = bench.ask("GET", "/v1/templates/debian-12/check")
+    assert (reply.status, reply.document["ready"], reply.document["findings"]) == (200, True, [])
+
+
+def test_only_root_may_have_a_file_read_as_an_image(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"name": "mine", "image": "/var/lib/vz/images/100/vm-100-disk-0.qcow2"}
+    with monkeypatch.context() as others:
+        others.setattr(templates.os, "geteuid", lambda: 12345)
+        others.setattr(server, "peer_of", lambda _: Peer(pid=1, uid=54321, gid=os.getgid()))
+        others.setattr(server, "check_access", lambda *_: None)
+        assert bench.ask("POST", "/v1/templates/build", asked).status == 403
+    assert bench.ask("POST", "/v1/templates/build", {**asked, "image": "a.qcow2"}).status == 400
+    assert bench.ask("POST", "/v1/templates/build", asked).status == 202
 
 
 def test_a_large_bundle_passes_through(bench: Bench) -> None:
