@@ -38,6 +38,7 @@ class Capabilities:
     volumes: bool = False
     snapshots: bool = True
     makes_taps: bool = False  # the hypervisor itself makes the tap, with the power: `tap_of(vmid)`
+    look: float = 2.0  # seconds between looks at what runs: what one costs is for the driver to know
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,14 +229,22 @@ class Guest(Protocol):
         """True when the agent answers."""
         ...
 
-    def file_write(self, vmid: int, path: str, content: bytes, *, mode: int = 0o600) -> None:
-        """Writes a small file (≤ 64 KiB) whole, as root: a reader sees all of it or nothing."""
+    def file_write(
+        self, vmid: int, path: str, content: bytes, *, owner: str, mode: int = 0o600
+    ) -> None:
+        """Writes a small file (≤ 64 KiB) whole, as root: a reader sees all of it or nothing.
+
+        NotOurs before anything is said to a guest that is not this owner's.
+        """
         ...
 
     def exec(
-        self, vmid: int, argv: Sequence[str], *, stdin: bytes = b"", timeout: float
+        self, vmid: int, argv: Sequence[str], *, owner: str, stdin: bytes = b"", timeout: float
     ) -> ExecResult:
-        """Runs a program as root and waits for its end; DeadlineExceeded leaves it running."""
+        """Runs a program as root and waits for its end; DeadlineExceeded leaves it running.
+
+        NotOurs before anything is said to a guest that is not this owner's.
+        """
         ...
 
     def interfaces(self, vmid: int) -> Sequence[GuestInterface]:

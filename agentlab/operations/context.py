@@ -17,6 +17,7 @@ from agentlab.model.profile import NetworkMode, Profile
 from agentlab.model.profile_file import parse_profile
 from agentlab.network.fence import Fence
 from agentlab.network.settings import Member
+from agentlab.operations.glance import Glance
 from agentlab.secret import Secret
 from agentlab.store import sandboxes
 from agentlab.store.db import Store
@@ -67,6 +68,10 @@ class World:
     key: Secret
     checks: Checks = field(default_factory=dict)
     check_template: TemplateChecker = no_checker
+    glance: Glance = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "glance", Glance(self.hypervisor))  # the class is frozen
 
     def profile(self, name: str) -> Profile:
         """A usable profile; NotFound with a near name, or Invalid saying what is wrong with it."""

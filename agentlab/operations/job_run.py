@@ -30,7 +30,6 @@ _CLAIM = 30.0  # the runner must have asked for its job by then
 _GRACE = 30.0  # past the lease, and after a start of the daemon, for a report on its way
 _COLLECT = 300.0
 _RELEASE = 600.0
-_LOOK = 2.0
 _SHUTDOWN = 10.0
 
 _OUTCOME = {
@@ -80,8 +79,14 @@ class _JobRun:
             spent = tokens.spent(tx, job)
         if not spent:
             document = {"protocol": PROTOCOL, "url": self._url, "job": job, "token": token.reveal()}
-            self._world.hypervisor.file_write(vmid, BOOTSTRAP, json.dumps(document).encode())
+            self._world.hypervisor.file_write(
+                vmid, BOOTSTRAP, json.dumps(document).encode(), owner=self._world.installation
+            )
         return lambda tx: self._delivered(tx, call, lease)
+
+    @property
+    def _look(self) -> float:
+        return self._world.hypervisor.capabilities.look
 
     @property
     def _url(self) -> str:
@@ -110,7 +115,7 @@ class _JobRun:
         if given_up is not None:
             self._leases.forget(call.operation.id)
             return given_up
-        raise Wait("the agent's report", after=_LOOK)
+        raise Wait("the agent's report", after=self._look)
 
     def _lease_over(self, call: Call) -> Output | None:
         """The lease by the clock as it was first seen: who sets the clock ends no lease."""

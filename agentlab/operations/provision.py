@@ -240,10 +240,14 @@ class Provision:
     def await_guest(self, call: Call) -> Result:
         vmid = vmid_of(call)
         if not self._world.hypervisor.ready(vmid, self.spec(call)):
-            machine = self._world.hypervisor.status(vmid)
+            look = self._world.hypervisor.capabilities.look
+            machine = self._world.glance.machine(vmid, age=look)
+            if machine is None or machine.power is Power.STOPPED:  # it may be an old answer
+                machine = self._world.hypervisor.status(vmid)
             if machine is None or machine.power is Power.STOPPED:
                 raise Conflict(f"cannot boot sandbox {vmid}: its VM lost power while it booted")
-            raise Later(_POLL * min(10.0, 1 + call.attempts / 20), "the guest agent's answer")
+            pause = max(_POLL * min(10.0, 1 + call.attempts / 20), look / 20)
+            raise Later(pause, "the guest agent's answer")
         return lambda tx: _became(tx, vmid, SandboxEvent.BECOME_READY, call.operation.id)
 
 

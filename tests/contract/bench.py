@@ -91,7 +91,7 @@ class Bench(ABC):
 
     def say(self, vmid: int, script: str, timeout: float = 60.0) -> str:
         """What a shell in the guest prints."""
-        result = self.hypervisor.exec(vmid, ["/bin/sh", "-c", script], timeout=timeout)
+        result = self.hypervisor.exec(vmid, ["/bin/sh", "-c", script], timeout=timeout, owner=OWNER)
         assert result.status == 0, result
         return result.stdout.decode().strip()
 

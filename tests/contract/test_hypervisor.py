@@ -223,22 +223,24 @@ def test_files_and_programs_in_the_guest(powered: Bench) -> None:
     driver = powered.hypervisor
     assert int(powered.say(1012, "df -m --output=size / | tail -1")) > 11 << 10  # it fills its disk
     content = os.urandom(60_000)
-    driver.file_write(1012, "/run/agentlab/x", content)
+    driver.file_write(1012, "/run/agentlab/x", content, owner=OWNER)
     assert powered.say(1012, "stat -c '%a %s' /run/agentlab/x") == "600 60000"
-    result = driver.exec(1012, ["/bin/cat", "/run/agentlab/x"], timeout=60)
+    result = driver.exec(1012, ["/bin/cat", "/run/agentlab/x"], owner=OWNER, timeout=60)
     assert result == ExecResult(0, content, b"")
     assert powered.say(1012, "ls /run/agentlab/ | grep -c new || true") == "0"
     echo = ["/bin/sh", "-c", "cat; echo no >&2; exit 3"]
-    assert driver.exec(1012, echo, stdin=b"a\0b", timeout=60) == ExecResult(3, b"a\0b", b"no\n")
-    assert driver.exec(1012, ["/bin/sh", "-c", "kill -9 $$"], timeout=60).status == -9
+    assert driver.exec(1012, echo, stdin=b"a\0b", owner=OWNER, timeout=60) == ExecResult(
+        3, b"a\0b", b"no\n"
+    )
+    assert driver.exec(1012, ["/bin/sh", "-c", "kill -9 $$"], owner=OWNER, timeout=60).status == -9
     with pytest.raises(DeadlineExceeded):
-        driver.exec(1012, ["/bin/sleep", "30"], timeout=1)
+        driver.exec(1012, ["/bin/sleep", "30"], owner=OWNER, timeout=1)
     with pytest.raises(Unavailable):
-        driver.exec(1012, ["/no/such/program"], timeout=20)
+        driver.exec(1012, ["/no/such/program"], owner=OWNER, timeout=20)
     with pytest.raises(Unavailable):
-        driver.file_write(1012, "/no/such/directory/x", b"")
+        driver.file_write(1012, "/no/such/directory/x", b"", owner=OWNER)
     with pytest.raises(Invalid):
-        driver.exec(1012, ["/bin/echo", "ä"], timeout=20)
+        driver.exec(1012, ["/bin/echo", "ä"], owner=OWNER, timeout=20)
     assert driver.ping(1012)
 
 

@@ -144,12 +144,15 @@ class FakeHypervisor:
     def ping(self, vmid: int) -> bool:
         return self.machines[vmid].power is Power.RUNNING
 
-    def file_write(self, vmid: int, path: str, content: bytes, *, mode: int = 0o600) -> None:
+    def file_write(
+        self, vmid: int, path: str, content: bytes, *, owner: str, mode: int = 0o600
+    ) -> None:
         self._called("file_write")
+        self._ours(vmid, owner)
         self.files[vmid, path] = content
 
     def exec(
-        self, vmid: int, argv: Sequence[str], *, stdin: bytes = b"", timeout: float
+        self, vmid: int, argv: Sequence[str], *, owner: str, stdin: bytes = b"", timeout: float
     ) -> ExecResult:
         raise NotImplementedError("no test needs it yet")
 

@@ -43,16 +43,20 @@ class LocalGuest(Place):
         machine, _ = self._known(vmid)
         return Agent(machine.path).ping(timeout=_ROUND)
 
-    def file_write(self, vmid: int, path: str, content: bytes, *, mode: int = 0o600) -> None:
+    def file_write(
+        self, vmid: int, path: str, content: bytes, *, owner: str, mode: int = 0o600
+    ) -> None:
         if not path.startswith("/"):
             raise Invalid(f"cannot write {path!r} in the guest: not an absolute path")
+        self.machine(vmid).owned(owner, "write into")
         self._agent(vmid).write(path, content, mode, timeout=60.0)
 
     def exec(
-        self, vmid: int, argv: Sequence[str], *, stdin: bytes = b"", timeout: float
+        self, vmid: int, argv: Sequence[str], *, owner: str, stdin: bytes = b"", timeout: float
     ) -> ExecResult:
         if not argv:
             raise Invalid("cannot run nothing in the guest")
+        self.machine(vmid).owned(owner, "run a program in")
         return self._agent(vmid).run(argv, stdin, timeout)
 
     def interfaces(self, vmid: int) -> Sequence[GuestInterface]:

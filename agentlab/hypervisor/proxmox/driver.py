@@ -35,7 +35,13 @@ class ProxmoxHypervisor(ProxmoxSnapshots, ProxmoxGuest, ProxmoxVolumes):
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            accelerator="", slowness=_SLOWNESS, memory_start=False, volumes=True, makes_taps=True
+            accelerator="",
+            slowness=_SLOWNESS,
+            memory_start=False,
+            volumes=True,
+            makes_taps=True,
+            # pvestatd looks each 10 s; a command line costs most of a second of processor time
+            look=15.0 if self._api.transport.foreground else 5.0,
         )
 
 

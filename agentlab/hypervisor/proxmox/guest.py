@@ -47,51 +47,56 @@ class ProxmoxGuest(Part):
     """Implements `base.Guest`."""
 
     def ready(self, vmid: int, spec: MachineSpec) -> bool:
-        found = self._known(vmid)
+        path = self._path(vmid)
         try:
-            if not self._runner_is_up(found):
+            if not self._runner_is_up(path, vmid):
                 return False
             nic = spec.nic
             return any(
                 interface.mac == nic.mac and nic.address.ip in interface.addresses
-                for interface in self._interfaces(found)
+                for interface in self._interfaces(path, vmid)
             )
-        except (Unavailable, NotRunning, NoSuchVM, Refused):
+        except NoSuchVM:
+            self._inventory.forget(vmid)
+            return False
+        except (Unavailable, NotRunning, Refused):
             return False
 
-    def _runner_is_up(self, found: Found) -> bool:
+    def _runner_is_up(self, path: str, vmid: int) -> bool:
         """Whether the runner waits for its job; it makes this file when cloud-init is through."""
-        what = f"cannot look into VM {found.vmid}"
+        what = f"cannot look into VM {vmid}"
         try:
-            self._api.get(f"{found.path}/agent/file-read", what=what, file=READY)
+            self._api.get(f"{path}/agent/file-read", what=what, file=READY)
         except Refused:
             return False  # no such file yet
         return True
 
     def ping(self, vmid: int) -> bool:
-        found = self._known(vmid)
+        path = self._path(vmid)
         try:
             self._api.change(
-                "POST", f"{found.path}/agent/ping", what=f"cannot ping the agent of VM {vmid}"
+                "POST", f"{path}/agent/ping", what=f"cannot ping the agent of VM {vmid}"
             )
         except (Unavailable, NotRunning, Refused):
             return False
         return True
 
     def interfaces(self, vmid: int) -> Sequence[GuestInterface]:
-        return self._interfaces(self._known(vmid))
+        return self._interfaces(self._path(vmid), vmid)
 
-    def _interfaces(self, found: Found) -> Sequence[GuestInterface]:
-        what = f"cannot read the interfaces of VM {found.vmid}"
-        answer = self._api.get(f"{found.path}/agent/network-get-interfaces", what=what)
+    def _interfaces(self, path: str, vmid: int) -> Sequence[GuestInterface]:
+        what = f"cannot read the interfaces of VM {vmid}"
+        answer = self._api.get(f"{path}/agent/network-get-interfaces", what=what)
         return parse_interfaces(answer.get("result") if isinstance(answer, dict) else None)
 
-    def file_write(self, vmid: int, path: str, content: bytes, *, mode: int = 0o600) -> None:
+    def file_write(
+        self, vmid: int, path: str, content: bytes, *, owner: str, mode: int = 0o600
+    ) -> None:
         if not path.startswith("/"):
             raise Invalid(f"cannot write {path!r} in the guest: not an absolute path")
         if len(content) > _WRITE_LIMIT:
             raise Invalid(f"cannot write {path} in the guest: more than {_WRITE_LIMIT} bytes")
-        found = self._known(vmid)
+        found = self._inventory.ours(vmid, owner, "write into")
         deadline = Deadline.after(60.0)
         new = f"{path}.{secrets.token_hex(6)}.new"
         first, last = content[:_STDIN_LIMIT], content[_STDIN_LIMIT:]
@@ -110,14 +115,15 @@ class ProxmoxGuest(Part):
             raise Unavailable(f"cannot write {path} in VM {found.vmid}: {said}")
 
     def exec(
-        self, vmid: int, argv: Sequence[str], *, stdin: bytes = b"", timeout: float
+        self, vmid: int, argv: Sequence[str], *, owner: str, stdin: bytes = b"", timeout: float
     ) -> ExecResult:
         """At most 45,000 bytes of stdin.  An answer that was lost is Unavailable: it has run once."""
         if not argv:
             raise Invalid("cannot run nothing in the guest")
         if len(stdin) > _STDIN_LIMIT:
             raise Invalid(f"cannot give a program in the guest more than {_STDIN_LIMIT} bytes")
-        return self._run(self._known(vmid), argv, stdin, Deadline.after(timeout))
+        found = self._inventory.ours(vmid, owner, "run a program in")
+        return self._run(found, argv, stdin, Deadline.after(timeout))
 
     def _run(
         self, found: Found, argv: Sequence[str], stdin: bytes, deadline: Deadline
@@ -168,11 +174,11 @@ class ProxmoxGuest(Part):
             time.sleep(min(pause, max(deadline.left, 0.01)))
             pause = min(pause * 1.5, _SLOWEST_POLL)
 
-    def _known(self, vmid: int) -> Found:
-        found = self._inventory.find(vmid)
-        if found is None:
+    def _path(self, vmid: int) -> str:
+        node = self._inventory.node_of(vmid)
+        if node is None:
             raise NotFound(f"cannot talk to VM {vmid}: there is no such VM")
-        return found
+        return f"/nodes/{node}/qemu/{vmid}"
 
 
 def parse_exec(answer: object, what: str) -> ExecResult | None:

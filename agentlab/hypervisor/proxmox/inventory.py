@@ -230,6 +230,18 @@ class Inventory:
                 return None
             raise Unavailable(f"cannot read VM {vmid}: it is just being moved") from moving
 
+    def node_of(self, vmid: int) -> str | None:
+        """Where it was seen last, or is; None only when no guest has this VMID."""
+        node = self._seen.get(vmid)
+        if node is None:
+            guest = self.guest(vmid)
+            node = guest.node if guest else None
+        return node
+
+    def forget(self, vmid: int) -> None:
+        """It is not where it was seen last."""
+        self._seen.pop(vmid, None)
+
     def guest(self, vmid: int) -> Guest | None:
         """Its line of the inventory; None only when no guest of the cluster has this VMID."""
         guest = self.resources("vm").guests.get(vmid)

@@ -75,7 +75,7 @@ class ProxmoxMachines(Part):
     """Implements `base.Machines`."""
 
     def inventory(self) -> Sequence[Machine]:
-        """A paused machine counts as running here: the inventory's one call does not tell."""
+        """A paused machine counts as running here, and power is up to 10 s old: pvestatd's."""
         return self._inventory.machines()
 
     def templates(self) -> Sequence[Template]:
@@ -93,23 +93,20 @@ class ProxmoxMachines(Part):
         ]
 
     def status(self, vmid: int) -> Machine | None:
+        """From the machine's own node: the inventory of the cluster is up to 10 s behind it."""
+        try:
+            found = self._inventory.find(vmid)
+            if found is None:
+                return None
+            name, power = str(found.config.get("name") or ""), self._power(found.node, vmid)
+            return Machine(vmid, name, found.owner, power, found.node)
+        except (Unavailable, NoSuchVM):
+            pass  # its node is offline, or it is just being moved
         guest = self._inventory.guest(vmid)
         if guest is None:
             return None
-        owner, power = tagged_owner(guest.tags, vmid), guest.power
-        if guest.kind != "qemu":
-            return Machine(vmid, guest.name, "", power, guest.node)
-        try:
-            if not owner:
-                found = self._inventory.find(vmid)
-                owner = found.owner if found else ""
-            if power is Power.RUNNING:
-                power = self._power(guest.node, vmid)
-        except NoSuchVM:
-            power = Power.UNKNOWN  # it is just being moved
-        except Unavailable:
-            power = Power.UNKNOWN
-        return Machine(vmid, guest.name, owner, power, guest.node)
+        owner = tagged_owner(guest.tags, vmid)
+        return Machine(vmid, guest.name, owner, Power.UNKNOWN, guest.node)
 
     def _power(self, node: str, vmid: int) -> Power:
         """What QEMU says; `status` alone calls a paused machine running."""

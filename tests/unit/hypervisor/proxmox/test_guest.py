@@ -13,16 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from agentlab.errors import DeadlineExceeded, Invalid, NotFound, Unavailable
+from agentlab.errors import DeadlineExceeded, Invalid, NotFound, NotOurs, Unavailable
 from agentlab.hypervisor.base import ExecResult
 from agentlab.hypervisor.load import Gate
 from agentlab.hypervisor.proxmox import guest, tasks
 from agentlab.hypervisor.proxmox.guest import ProxmoxGuest, decode_output, parse_exec
+from agentlab.hypervisor.proxmox.names import render_description
 from agentlab.hypervisor.proxmox.node import NodeTools
 from agentlab.hypervisor.proxmox.settings import Settings
 from agentlab.hypervisor.proxmox.tasks import Api
 from agentlab.hypervisor.proxmox.transport import ReplyLost, classify
 from tests.fakes.transport import ScriptedTransport
+
+OWNER = "lab"
 
 
 @dataclass
@@ -71,7 +74,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Guest:
     made.answers = {
         "GET /cluster/resources": [[{"type": "qemu", "vmid": 1012, "node": "pve", "name": "b", "status": "running"}]],
         "GET /cluster/nextid": ["1013"],
-        "GET .*/config": [{"description": ""}],
+        "GET .*/config": [{"description": render_description(OWNER, 1012)}],
         "GET .*/agent/exec-status": [made.status],
     }  # fmt: skip
     return made
@@ -86,7 +89,7 @@ def driver(machine: Guest) -> ProxmoxGuest:
 @pytest.mark.parametrize("size", [0, 1, 3000, 45_000, 45_001, 65_536])
 def test_a_file_arrives_whole_and_private(driver: ProxmoxGuest, tmp_path: Path, size: int) -> None:
     content, target = os.urandom(size), tmp_path / "file"
-    driver.file_write(1012, str(target), content)
+    driver.file_write(1012, str(target), content, owner=OWNER)
     assert target.read_bytes() == content
     assert target.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in tmp_path.iterdir() if path.name != "exec"] == ["file"]
@@ -94,38 +97,43 @@ def test_a_file_arrives_whole_and_private(driver: ProxmoxGuest, tmp_path: Path, 
 
 def test_a_file_is_replaced(driver: ProxmoxGuest, tmp_path: Path) -> None:
     for content in (b"a" * 50_000, b"b"):
-        driver.file_write(1012, str(tmp_path / "file"), content, mode=0o644)
+        driver.file_write(1012, str(tmp_path / "file"), content, mode=0o644, owner=OWNER)
     assert (tmp_path / "file").read_bytes() == b"b"
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_file_that_cannot_be(driver: ProxmoxGuest, tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="cannot write"):
-        driver.file_write(1012, str(tmp_path / "no/such/directory"), b"x")
+        driver.file_write(1012, str(tmp_path / "no/such/directory"), b"x", owner=OWNER)
     with pytest.raises(Invalid):
-        driver.file_write(1012, "relative", b"")
+        driver.file_write(1012, "relative", b"", owner=OWNER)
     with pytest.raises(Invalid):
-        driver.file_write(1012, "/x", bytes(65_537))
+        driver.file_write(1012, "/x", bytes(65_537), owner=OWNER)
 
 
 def test_programs_say_what_they_say(driver: ProxmoxGuest) -> None:
     script = "cat; echo no >&2; exit 3"
-    result = driver.exec(1012, ["/bin/sh", "-c", script], stdin=b"a\0\xff\xe4", timeout=9)
+    result = driver.exec(
+        1012, ["/bin/sh", "-c", script], stdin=b"a\0\xff\xe4", owner=OWNER, timeout=9
+    )
     assert result == ExecResult(3, b"a\0\xff\xe4", b"no\n")
-    assert driver.exec(1012, ["/bin/sh", "-c", "kill -9 $$"], timeout=9).status == -9
-    assert driver.exec(1012, ["/bin/echo", "-n", "a b", "*"], timeout=9).stdout == b"a b *"
+    assert driver.exec(1012, ["/bin/sh", "-c", "kill -9 $$"], owner=OWNER, timeout=9).status == -9
+    assert (
+        driver.exec(1012, ["/bin/echo", "-n", "a b", "*"], owner=OWNER, timeout=9).stdout
+        == b"a b *"
+    )
 
 
 def test_a_program_that_is_not_there(driver: ProxmoxGuest) -> None:
     with pytest.raises(Unavailable, match="no such program"):
-        driver.exec(1012, ["/no/such/program"], timeout=9)
-    assert driver.exec(1012, ["/bin/sh", "-c", "exit 125"], timeout=9).status == 125
+        driver.exec(1012, ["/no/such/program"], owner=OWNER, timeout=9)
+    assert driver.exec(1012, ["/bin/sh", "-c", "exit 125"], owner=OWNER, timeout=9).status == 125
 
 
 def test_words_that_the_agent_dies_of(driver: ProxmoxGuest, machine: Guest) -> None:
     for word in ("ä", "a\0b"):
         with pytest.raises(Invalid):
-            driver.exec(1012, ["/bin/echo", word], timeout=9)
+            driver.exec(1012, ["/bin/echo", word], owner=OWNER, timeout=9)
     assert machine.ran == 0
 
 
@@ -133,7 +141,7 @@ def test_a_request_that_never_came_is_sent_again(
     driver: ProxmoxGuest, machine: Guest, tmp_path: Path
 ) -> None:
     machine.never = 2
-    driver.exec(1012, ["/bin/sh", "-c", f"echo x >>{tmp_path}/mark"], timeout=9)
+    driver.exec(1012, ["/bin/sh", "-c", f"echo x >>{tmp_path}/mark"], owner=OWNER, timeout=9)
     assert (tmp_path / "mark").read_text() == "x\n"
 
 
@@ -142,7 +150,7 @@ def test_a_lost_reply_does_not_run_it_twice(
 ) -> None:
     machine.lose = 1
     with pytest.raises(Unavailable, match="it ran, and its answer was lost"):
-        driver.exec(1012, ["/bin/sh", "-c", f"echo x >>{tmp_path}/mark"], timeout=9)
+        driver.exec(1012, ["/bin/sh", "-c", f"echo x >>{tmp_path}/mark"], owner=OWNER, timeout=9)
     assert machine.ran == 2
     assert (tmp_path / "mark").read_text() == "x\n"
 
@@ -158,19 +166,19 @@ def test_an_answer_that_can_be_had_once_is_not_taken_for_a_failure_to_run(
 
     machine.answers["GET .*/agent/exec-status"] = [told_and_lost, machine.status]
     with pytest.raises(Unavailable, match="it ran, and its answer was lost"):
-        driver.exec(1012, ["/bin/true"], timeout=9)
+        driver.exec(1012, ["/bin/true"], owner=OWNER, timeout=9)
     assert machine.ran == 1
 
 
 def test_a_program_that_takes_too_long(driver: ProxmoxGuest, machine: Guest) -> None:
     machine.answers["GET .*/agent/exec-status"] = [{"exited": 0}]
     with pytest.raises(DeadlineExceeded):
-        driver.exec(1012, ["/bin/true"], timeout=0.05)
+        driver.exec(1012, ["/bin/true"], owner=OWNER, timeout=0.05)
 
 
 def test_a_machine_that_is_not_there(driver: ProxmoxGuest) -> None:
     with pytest.raises(NotFound):
-        driver.exec(1013, ["/bin/true"], timeout=1)
+        driver.exec(1013, ["/bin/true"], owner=OWNER, timeout=1)
     with pytest.raises(NotFound):
         driver.ping(1013)
 
@@ -200,3 +208,11 @@ def test_output_is_bytes_whatever_it_looks_like() -> None:
     assert decode_output(everything.decode("latin-1")) == everything
     assert decode_output("€") == "€".encode()
     assert decode_output(None) == b""
+
+
+def test_nothing_is_said_to_a_strangers_guest(driver: ProxmoxGuest, machine: Guest) -> None:
+    with pytest.raises(NotOurs):
+        driver.exec(1012, ["/bin/true"], owner="other", timeout=9)
+    with pytest.raises(NotOurs):
+        driver.file_write(1012, "/run/agentlab/bootstrap.json", b"a token", owner="other")
+    assert machine.ran == 0
