@@ -18,6 +18,8 @@ _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _MARK = re.compile(
     r"^agentlab-owner: (?P<owner>[A-Za-z0-9._-]+) vmid=(?P<vmid>[0-9]+)\s*$", re.MULTILINE
 )
+_NO_RESOLVER = "127.0.0.1"  # refuses at once
+_DOMAIN = "agentlab.internal"  # .internal is for private use, and resolves nowhere
 _STORAGE = re.compile(r"^agentlab-storage: ([A-Za-z][A-Za-z0-9._-]*)\s*$", re.MULTILINE)
 _TAG = "agentlab"
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
@@ -110,7 +112,7 @@ def render_ipconfig(nic: Nic) -> str:
 
 def render_config(spec: MachineSpec, *, bridge: str, owner: str, vmid: int) -> dict[str, str | int]:
     """The keys of a machine's configuration that are ours to set, as Proxmox names them."""
-    config: dict[str, str | int] = {
+    return {
         "name": spec.hostname,
         "cores": spec.cores,
         "sockets": 1,
@@ -121,15 +123,15 @@ def render_config(spec: MachineSpec, *, bridge: str, owner: str, vmid: int) -> d
         "net0": render_net(spec.nic, bridge),
         "ipconfig0": render_ipconfig(spec.nic),
         "tags": render_tags(owner, vmid),
+        # Left out, both would be the host's own (PVE::QemuServer::Cloudinit::get_dns_conf).
+        "nameserver": " ".join(str(server) for server in spec.nic.dns) or _NO_RESOLVER,
+        "searchdomain": _DOMAIN,
     }
-    if spec.nic.dns:
-        config["nameserver"] = " ".join(str(server) for server in spec.nic.dns)
-    return config
 
 
 def surplus(config: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
     """Keys that a template may have and a sandbox must not: a second way into a network."""
-    ways = re.compile(r"net\d+|ipconfig\d+|nameserver|searchdomain")
+    ways = re.compile(r"net\d+|ipconfig\d+")
     return sorted(key for key in config if ways.fullmatch(key) and key not in wanted)
 
 

@@ -150,7 +150,10 @@ class LabNode(ProxmoxNode):
             int(config.get("memory", 512)), (*disks, disc(machine.directory)),
             tap=f"tap{vm.vmid}i0" if mac else "", mac=mac,
         )  # fmt: skip
-        words = {key: str(config.get(key, "")) for key in ("ipconfig0", "nameserver", "ciuser")}
+        words = {
+            key: str(config.get(key, ""))
+            for key in ("ipconfig0", "nameserver", "searchdomain", "ciuser")
+        }
         try:
             machine.start(plan, Settings(vm.name, mac, **words), bridge=net.get("bridge", ""))
         except (AgentLabError, subprocess.CalledProcessError) as failed:

@@ -23,6 +23,7 @@ from agentlab.hypervisor.local.qemu import PROGRAM, TCG_CPU, escape
 from agentlab.hypervisor.local.qmp import open_qmp
 
 STDERR = "stderr"
+_HOSTS_OWN = ["192.0.2.53"]  # the resolver that the node itself has: for who names none
 _FIRST_DISK_BUS = "pci.3"  # where a node puts the controllers of virtio-scsi-single
 
 
@@ -87,7 +88,7 @@ def render_disc(settings: Settings) -> dict[str, str]:
             if "gw" in given:
                 network.append(f"        gateway: '{given['gw']}'")
     network += ["    - type: nameserver", "      address:"]
-    network += [f"      - '{server}'" for server in settings.nameserver.split()]
+    network += [f"      - '{server}'" for server in settings.nameserver.split() or _HOSTS_OWN]
     if domains:
         network += ["      search:", *(f"      - '{domain}'" for domain in domains)]
     files = {"user-data": _text(user), "network-config": _text(network)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
@@ -92,7 +93,11 @@ def test_the_configuration() -> None:
         "ipconfig0": "ip=10.77.0.9/16,gw=10.77.0.1",
         "tags": "agentlab;agentlab-abc-1012",
         "nameserver": "1.1.1.1 9.9.9.9",
+        "searchdomain": "agentlab.internal",
     }
+    alone = replace(SPEC, nic=replace(NIC, dns=()))
+    # without a resolver of its own a guest would be told the host's
+    assert names.render_config(alone, bridge="b", owner="o", vmid=1)["nameserver"] == "127.0.0.1"
 
 
 @pytest.mark.parametrize(
