@@ -38,7 +38,9 @@ class Capabilities:
     volumes: bool = False
     snapshots: bool = True
     makes_taps: bool = False  # the hypervisor itself makes the tap, with the power: `tap_of(vmid)`
-    look: float = 2.0  # seconds between looks at what runs: what one costs is for the driver to know
+    look: float = (
+        2.0  # seconds between looks at what runs: what one costs is for the driver to know
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,8 @@ from agentlab.hypervisor.proxmox.transport import NoSuchPid, NoSuchVM, NotRunnin
 
 # $0 is the name of this run: whoever comes second finds it taken and runs nothing.
 _ONCE = (
-    'umask 077; d=/run/agentlab/exec; n=$0; mkdir -p "$d" && mkdir "$d/$n" 2>/dev/null || '
-    '{ echo "$n again" >&2; exit 125; }; '
+    'umask 077; d=/run/agentlab/exec; n=$0; mkdir -p "$d"; '
+    'mkdir "$d/$n" 2>/dev/null || { [ -d "$d/$n" ] && n="$n again"; echo "$n" >&2; exit 125; }; '
     'command -v -- "$1" >/dev/null 2>&1 || { echo "$n absent" >&2; exit 125; }; '
 )
 _RUN = _ONCE + 'exec "$@"'
@@ -139,6 +139,8 @@ class ProxmoxGuest(Part):
             raise Unavailable(f"{what}: it ran, and its answer was lost")
         if result.status == 125 and said == f"{name} absent":
             raise Unavailable(f"{what}: the guest has no such program")
+        if result.status == 125 and said.endswith(name):
+            raise Unavailable(f"{what}: the guest has no room in /run/agentlab")
         return result
 
     def _once(

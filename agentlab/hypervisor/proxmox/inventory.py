@@ -15,6 +15,10 @@ from agentlab.hypervisor.proxmox.tasks import Api
 from agentlab.hypervisor.proxmox.transport import Exists, NoSuchVM, Parameter, Refused
 from agentlab.hypervisor.proxmox.transport import Template as IsTemplate
 
+# Locks under which Proxmox itself writes a configuration without a description, and the tasks
+# that hold them (PVE::API2::Qemu clone_vm until the first drive is whole, destroy_vm at its end).
+_UNMARKED = {"clone": "qmclone", "destroyed": "qmdestroy"}
+_MOMENT = 0.3  # seconds for which a configuration is believed before something is changed
 _RIGHTS_LAST = 60.0  # seconds for which a look at our own rights is believed
 
 
@@ -123,6 +127,12 @@ class Found:
     vmid: int
     node: str
     config: Mapping[str, object] = field(repr=False)
+    read: float = field(default_factory=time.monotonic, compare=False)
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was read."""
+        return time.monotonic() - self.read
 
     @property
     def owner(self) -> str:
@@ -195,8 +205,9 @@ class Inventory:
                     "/vms",
                     *((f"/pool/{self._settings.pool}",) * bool(self._settings.pool)),
                 )
+                # the value says whether it holds for what is below, too
                 allowed = isinstance(given, dict) and any(
-                    "VM.Audit" in (given.get(path) or {}) for path in paths
+                    str((given.get(path) or {}).get("VM.Audit", 0)) == "1" for path in paths
                 )
                 self._rights = (time.monotonic(), allowed)
         if not allowed:
@@ -280,7 +291,33 @@ class Inventory:
         found = self.find(vmid)
         if found is None:
             raise NotFound(f"cannot {verb} VM {vmid}: there is no such VM")
+        if not found.owner and found.lock in _UNMARKED and self.task_runs(_UNMARKED[found.lock]):
+            raise Busy(f"cannot {verb} VM {vmid}: it is just being made or destroyed")
         return prove(found, owner, verb)
+
+    def sure(self, found: Found, owner: str, verb: str) -> None:
+        """Proves once more what was read more than a moment ago; as `ours`, and NoSuchVM."""
+        if found.age > _MOMENT:
+            prove(self._config(found.vmid, found.node), owner, verb)
+
+    def task_runs(self, kind: str) -> bool:
+        """Whether a task of this type is active on any node that is online.
+
+        A clone's task is filed under the template and names no target, so any one counts.
+        """
+        for node in self.resources().nodes.values():
+            if not node.online:
+                continue
+            tasks = self._read(
+                f"/nodes/{node.name}/tasks",
+                f"cannot read the tasks of node {node.name}",
+                source="active",
+                typefilter=kind,
+            )
+            for task in tasks if isinstance(tasks, list) else []:
+                if task.get("type") == kind and not task.get("endtime"):
+                    return True
+        return False
 
 
 def prove(found: Found, owner: str, verb: str) -> Found:
@@ -289,11 +326,16 @@ def prove(found: Found, owner: str, verb: str) -> Found:
         return found
     if found.owner == owner:
         raise IsTemplate(f"cannot {verb} VM {found.vmid}: somebody has made it a template")
-    if found.lock == "clone" and not found.owner:
-        raise Busy(f"cannot {verb} VM {found.vmid}: somebody's clone to it has just begun")
     whose = f"the installation {found.owner}" if found.owner else "someone else"
+    hint = "choose another vmid_range in the settings"
+    if not found.owner and found.lock in _UNMARKED:
+        whose = "nobody that it names: a task that died has left it"
+        hint = (
+            f"when nobody misses it, as root on node {found.node}: "
+            f"qm destroy {found.vmid} --skiplock 1 --purge 1"
+        )
     raise NotOurs(
         f"cannot {verb} VM {found.vmid} on node {found.node}: it belongs to {whose}",
-        hint="choose another vmid_range in the settings",
+        hint=hint,
         details={"vmid": found.vmid, "node": found.node},
     )

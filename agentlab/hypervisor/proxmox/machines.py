@@ -41,7 +41,7 @@ from agentlab.hypervisor.proxmox.transport import (
 
 T = TypeVar("T")
 
-_JUST_BEGUN = 3.0  # seconds in which a clone shows its description (facts: below 0.2)
+_LONG = 3600.0  # seconds that a clone may take
 _LOOK_AGAIN = 0.5
 _FINISHED = 2.0  # between the end of a clone's task and the end of its lock
 
@@ -149,9 +149,10 @@ class ProxmoxMachines(Part):
                         Resource("template", str(source.vmid)),
                         Resource("storage", place.storage),
                     ],
+                    patience=_LONG,  # it keeps its turn until it ends
                 )
             except Exists:
-                self._adopt(vmid, owner)
+                self._adopt(place.template, vmid, owner)
 
     def _refuse_leftovers(self, place: Place, vmid: int) -> None:
         """Volumes of a VM that is gone would go with ours: such a VMID is not taken."""
@@ -168,65 +169,73 @@ class ProxmoxMachines(Part):
                 details={"volumes": volumes[:10]},
             )
 
-    def _adopt(self, vmid: int, owner: str) -> None:
+    def _adopt(self, template: Found, vmid: int, owner: str) -> None:
         """The VMID is taken: returns when by a whole clone of ours."""
         found = self._marked(vmid)
         if found is None:
             raise Busy(f"cannot clone to VM {vmid}: it was there a moment ago, and is gone")
         prove(found, owner, "clone to")
         if found.lock == "clone":
-            self._await_clone(found, owner)
+            found = self._await_clone(found, owner)
+        wanted = {drive.key for drive in parse_drives(template.config)}
+        missing = wanted - {drive.key for drive in parse_drives(found.config)}
+        if missing:
+            self._remove(found, owner)
+            raise Busy(
+                f"cannot go on with VM {vmid}: half a clone was there, without "
+                f"{', '.join(sorted(missing))}, and was removed"
+            )
 
     def _marked(self, vmid: int) -> Found | None:
-        """The machine, once a clone that has just begun shows whose it is; NotOurs when hidden."""
-        deadline = Deadline.after(_JUST_BEGUN)
+        """The machine, when it shows whose it is; None when it is gone; NotOurs when hidden.
+
+        A clone that has begun may show its mark, and with rights on a pool itself, only at its
+        end: while any clone runs it is waited for, and then Busy.
+        """
+        deadline = Deadline.after(self._settings.patience)
         while True:
+            runs = self._inventory.task_runs("qmclone")  # asked first: it may end meanwhile
             try:
                 found = self._inventory.find(vmid)
             except Denied as hidden:
-                raise NotOurs(f"cannot take VMID {vmid}: {hidden.message}") from hidden
-            if found is None or found.owner or found.lock != "clone":
-                return found
+                if not runs:
+                    raise NotOurs(f"cannot take VMID {vmid}: {hidden.message}") from hidden
+            else:
+                if found is None or found.owner or found.lock != "clone":
+                    return found
+                if not runs:
+                    return prove(found, "", "clone to")  # NotOurs, with what it takes to clean up
             if deadline.passed:
-                raise NotOurs(f"cannot take VMID {vmid}: somebody else's clone to it runs")
-            time.sleep(_LOOK_AGAIN / 5)
+                raise Busy(f"cannot clone to VM {vmid}: a clone runs, perhaps to it")
+            time.sleep(_LOOK_AGAIN)
 
-    def _await_clone(self, found: Found, owner: str) -> None:
+    def _await_clone(self, found: Found, owner: str) -> Found:
         """Until our own clone, begun by a call whose reply we do not have, is whole.
 
         One that died is cleaned away, and Busy asks for another try.
         """
         deadline = Deadline.after(self._settings.patience)
         while self._clone_runs(found):
-            if deadline.passed:
-                raise Busy(f"cannot go on with VM {found.vmid}: its clone still runs")
-            time.sleep(_LOOK_AGAIN)
             again = self._inventory.find(found.vmid)
             if again is None:
                 raise Busy(f"cannot go on with VM {found.vmid}: its clone failed and was removed")
             found = prove(again, owner, "clone to")
             if found.lock != "clone":
-                return
-        self._bury(found)
+                return found
+            if deadline.passed:
+                raise Busy(f"cannot go on with VM {found.vmid}: its clone still runs")
+            time.sleep(_LOOK_AGAIN)
+        self._bury(found, owner)
         raise Busy(f"cannot go on with VM {found.vmid}: its clone died and was cleaned away")
 
     def _clone_runs(self, found: Found) -> bool:
-        """Whether a clone's task is active that could be this one's.
+        """Whether a clone's task is active that could be this one's, or has just ended.
 
-        A clone's task is filed under the template and names no target, so any one counts.
         Looks twice: the lock goes a moment after the task.
         """
         for attempt in range(2):
-            for node in self._nodes_online():
-                tasks = self._api.get(
-                    f"/nodes/{node}/tasks",
-                    what=f"cannot read the tasks of node {node}",
-                    source="active",
-                    typefilter="qmclone",
-                )
-                for task in tasks if isinstance(tasks, list) else []:
-                    if task.get("type") == "qmclone" and not task.get("endtime"):
-                        return True
+            if self._inventory.task_runs("qmclone"):
+                return True
             again = self._inventory.find(found.vmid)
             if again is None or again.lock != "clone":
                 return True  # it has just ended: whoever waits looks again
@@ -234,28 +243,30 @@ class ProxmoxMachines(Part):
                 time.sleep(_FINISHED)
         return False
 
-    def _bury(self, found: Found) -> None:
-        """Takes away what a clone that died has left: it carries our mark and a lock."""
-        if not self._tools.available_on(found.node):
-            raise Unavailable(
-                f"cannot clean up VM {found.vmid}: a clone that died has left it locked, and an "
-                "API token cannot unlock it",
-                hint=f"as root on node {found.node}: qm unlock {found.vmid}",
-            )
-        self._tools.unlock(found.vmid)
-        self._remove(found)
-        for storage in parse_storages(found.config.get("description")):
-            self._free_all(found.node, storage, found.vmid)
+    def _bury(self, found: Found, owner: str) -> None:
+        """Takes away what a clone that died has left: it carries our mark and a lock.
 
-    def _free_all(self, node: str, storage: str, vmid: int) -> None:
-        """Frees what is left under a VMID of ours; nothing was there before our clone."""
-        path = f"/nodes/{node}/storage/{storage}/content"
-        left = self._api.get(path, what=f"cannot read {storage}", vmid=vmid)
-        for entry in left if isinstance(left, list) else []:
-            volid = str(entry["volid"])
-            self._api.act(
-                "DELETE", f"{path}/{volid}", what=f"cannot free {volid}", turns=self._turn(node)
+        Its disks first, while our own configuration still holds the VMID, and only where there
+        was none before the clone began; then all the rest by one command, lock or no lock.
+        """
+        node, vmid = found.node, found.vmid
+        if not self._tools.available_on(node):
+            raise Unavailable(
+                f"cannot clean up VM {vmid}: a clone that died has left it locked, and an API "
+                "token cannot take that away",
+                hint=f"as root on node {node}: qm destroy {vmid} --skiplock 1 --purge 1",
             )
+        named = {drive.volid for drive in parse_drives(found.config)}
+        for storage in parse_storages(found.config.get("description")):
+            path = f"/nodes/{node}/storage/{storage}/content"
+            left = self._api.get(path, what=f"cannot read {storage}", vmid=vmid)
+            for entry in left if isinstance(left, list) else []:
+                volid = str(entry["volid"])
+                if volid not in named:
+                    self._inventory.sure(found, owner, "clean up")
+                    self._tools.free(volid)
+        self._inventory.sure(found, owner, "clean up")
+        self._tools.destroy_locked(vmid)
 
     # --- configure ---
 
@@ -296,10 +307,13 @@ class ProxmoxMachines(Part):
                 {"disk": root.key, "size": f"{spec.disk}M"},
                 what=f"cannot make the disk of VM {vmid} larger",
                 turns=self._turn(found.node),
+                before=lambda: self._inventory.sure(found, owner, "configure"),
             )
+            found = self._inventory.ours(vmid, owner, "configure")
         if changed or unwanted:
             params: dict[str, str | int] = dict(changed)
             params.update({"delete": ",".join(unwanted)} if unwanted else {})
+            params.update(as_read(found))
             self._api.change(
                 "PUT", f"{found.path}/config", params, what=f"cannot configure VM {vmid}"
             )
@@ -325,10 +339,11 @@ class ProxmoxMachines(Part):
                 f"{found.path}/status/start",
                 what=f"cannot start VM {vmid}",
                 turns=self._turn(found.node),
+                before=lambda: self._inventory.sure(found, owner, "start"),
             )
         except Running:
             if self._power(found.node, vmid) is Power.PAUSED:
-                self._resume(found)
+                self._resume(found, owner)
 
     def shutdown(self, vmid: int, *, owner: str, timeout: float) -> bool:
         found = self._inventory.ours(vmid, owner, "shut down")
@@ -341,8 +356,9 @@ class ProxmoxMachines(Part):
                     f"{found.path}/status/shutdown",
                     {"timeout": max(1, int(timeout))},  # without it: ten minutes
                     what=f"cannot shut down VM {vmid}",
-                    turns=self._turn(found.node),
+                    # no turn: guests that take their time must not keep others waiting
                     patience=timeout + self._settings.patience,
+                    before=lambda: self._inventory.sure(found, owner, "shut down"),
                 )
             )
         except PowerdownTimeout:
@@ -359,15 +375,16 @@ class ProxmoxMachines(Part):
             found = self._inventory.ours(vmid, owner, "stop")
         except NotFound:
             return
-        self._off(found)
+        self._off(found, owner)
 
-    def _off(self, found: Found) -> None:
+    def _off(self, found: Found, owner: str) -> None:
         if self._power(found.node, found.vmid) is not Power.STOPPED:
             self._api.act(
                 "POST",
                 f"{found.path}/status/stop",
                 what=f"cannot stop VM {found.vmid}",
                 turns=self._turn(found.node),
+                before=lambda: self._inventory.sure(found, owner, "stop"),
             )
 
     def pause(self, vmid: int, *, owner: str) -> None:
@@ -385,23 +402,25 @@ class ProxmoxMachines(Part):
             if power is wanted:
                 return
             if wanted is Power.RUNNING:
-                self._resume(found)
+                self._resume(found, owner)
             else:
                 self._api.act(
                     "POST",
                     f"{found.path}/status/suspend",
                     what=f"cannot pause VM {vmid}",
                     turns=self._turn(found.node),
+                    before=lambda: self._inventory.sure(found, owner, "pause"),
                 )
 
         self._settled(attempt)
 
-    def _resume(self, found: Found) -> None:
+    def _resume(self, found: Found, owner: str) -> None:
         self._api.act(
             "POST",
             f"{found.path}/status/resume",
             what=f"cannot resume VM {found.vmid}",
             turns=self._turn(found.node),
+            before=lambda: self._inventory.sure(found, owner, "resume"),
         )
 
     # --- destroy ---
@@ -417,23 +436,24 @@ class ProxmoxMachines(Part):
         if found.lock == "clone":
             if self._clone_runs(found):
                 raise Busy(f"cannot destroy VM {vmid}: its clone still runs")
-            self._bury(found)
+            self._bury(found, owner)
             return
-        self._remove(found)
+        self._remove(found, owner)
 
-    def _remove(self, found: Found) -> None:
+    def _remove(self, found: Found, owner: str) -> None:
         """Without the sweep for other disks of this VMID: they would not be proven to be ours."""
-        self._off(found)
-        self._keep_volumes(found)
+        self._off(found, owner)
+        self._keep_volumes(found, owner)
         self._api.act(
             "DELETE",
             found.path,
             {"purge": True},
             what=f"cannot destroy VM {found.vmid}",
             turns=self._turn(found.node),
+            before=lambda: self._inventory.sure(found, owner, "destroy"),
         )
 
-    def _keep_volumes(self, found: Found) -> None:
+    def _keep_volumes(self, found: Found, owner: str) -> None:
         """Work disks are detached first, though destroying the machine would leave them."""
         held = [
             drive.key
@@ -441,9 +461,15 @@ class ProxmoxMachines(Part):
             if volume_owner(drive.volid)[0] not in (0, found.vmid)
         ]
         if held:
+            self._inventory.sure(found, owner, "destroy")
             self._api.change(
                 "PUT",
                 f"{found.path}/config",
-                {"delete": ",".join(held)},
+                {"delete": ",".join(held), **as_read(found)},
                 what=f"cannot detach the volumes of VM {found.vmid}",
             )
+
+
+def as_read(found: Found) -> dict[str, str]:
+    """Has Proxmox refuse the change when the configuration is no longer the one that we read."""
+    return {"digest": str(found.config["digest"])} if "digest" in found.config else {}

@@ -18,6 +18,7 @@ _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _MARK = re.compile(
     r"^agentlab-owner: (?P<owner>[A-Za-z0-9._-]+) vmid=(?P<vmid>[0-9]+)\s*$", re.MULTILINE
 )
+_DEFAULTS = {"sockets": "1", "onboot": "0", "protection": "0"}  # Proxmox's own
 _NO_RESOLVER = "127.0.0.1"  # refuses at once
 _DOMAIN = "agentlab.internal"  # .internal is for private use, and resolves nowhere
 _STORAGE = re.compile(r"^agentlab-storage: ([A-Za-z][A-Za-z0-9._-]*)\s*$", re.MULTILINE)
@@ -119,6 +120,8 @@ def render_config(spec: MachineSpec, *, bridge: str, owner: str, vmid: int) -> d
         "memory": spec.memory,
         "balloon": 0,
         "onboot": 0,
+        "protection": 0,
+        "ciupgrade": 0,  # left out, each first boot upgrades packages
         "agent": 1,
         "net0": render_net(spec.nic, bridge),
         "ipconfig0": render_ipconfig(spec.nic),
@@ -130,16 +133,25 @@ def render_config(spec: MachineSpec, *, bridge: str, owner: str, vmid: int) -> d
 
 
 def surplus(config: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
-    """Keys that a template may have and a sandbox must not: a second way into a network."""
-    ways = re.compile(r"net\d+|ipconfig\d+")
+    """Keys that a template may have and a sandbox must not.
+
+    A second way into a network, somebody else's user data, and fewer processors than were asked.
+    """
+    ways = re.compile(r"net\d+|ipconfig\d+|cicustom|vcpus")
     return sorted(key for key in config if ways.fullmatch(key) and key not in wanted)
+
+
+def past_the_fence(config: Mapping[str, object]) -> list[str]:
+    """Keys of a template that give its clones the host's own devices, files or programs."""
+    ways = re.compile(r"hostpci\d+|usb\d+|virtiofs\d+|parallel\d+|args|hookscript")
+    return sorted(key for key in config if ways.fullmatch(key))
 
 
 def same(config: Mapping[str, object], key: str, wanted: str | int) -> bool:
     """Whether the configuration says that already; numbers come as text or not, without rule."""
     have = config.get(key)
     if have is None:
-        return key in ("sockets", "onboot") and str(wanted) == {"sockets": "1", "onboot": "0"}[key]
+        return str(wanted) == _DEFAULTS.get(key)
     if key == "net0":
         return _properties(str(have)) == _properties(str(wanted))
     if key == "tags":

@@ -22,12 +22,19 @@ from typing import Any, Literal
 
 from agentlab import run
 from agentlab.errors import Conflict, Invalid, Unavailable, Unsupported
-from agentlab.hypervisor.proxmox.transport import Exists, NoSuchSnapshot, NoSuchVolume, classify
+from agentlab.hypervisor.proxmox.transport import (
+    Exists,
+    NoSuchSnapshot,
+    NoSuchVM,
+    NoSuchVolume,
+    classify,
+)
 
 Verb = Literal["snapshot", "rollback", "delete_snapshot", "snapshots", "clone", "grow", "copy"]
 Progress = Callable[[float], None]  # called with 0.0 to 1.0
 
 _QUICK = 120.0
+_DESTROY = 600.0
 _LONG = 12 * 3600.0  # for as long as a copy may take
 _MIB = 1 << 20
 _NEW = ".agentlab-new"  # no ending of an image, so that Proxmox does not list it
@@ -138,6 +145,20 @@ class NodeTools:
     def unlock(self, vmid: int) -> None:
         """Takes the lock word out of a VM's configuration, whatever it is; NoSuchVM."""
         _do(["qm", "unlock", str(vmid)], f"cannot unlock VM {vmid}")
+
+    def destroy_locked(self, vmid: int) -> None:
+        """Destroys a stopped VM with the disks that it names, whatever lock it has.  Absent: returns.
+
+        One command: between an unlocking and a destroying the half of a clone would look whole.
+        """
+        words = ["qm", "destroy", str(vmid), "--skiplock", "1", "--purge", "1"]
+        with contextlib.suppress(NoSuchVM):
+            _do(words, f"cannot destroy VM {vmid}", timeout=_DESTROY)
+
+    def free(self, volid: str) -> None:
+        """Frees a volume that no configuration names.  Absent: returns."""
+        with contextlib.suppress(NoSuchVolume):
+            _do(["pvesm", "free", volid], f"cannot free volume {volid}", timeout=_DESTROY)
 
     def check(self, storage: Storage, volume: str, verb: Verb) -> None:
         """Raises what `plan_volume_tool` does, and does nothing."""

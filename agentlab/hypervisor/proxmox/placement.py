@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from agentlab.errors import AgentLabError, NotFound, Unavailable, Unsupported
 from agentlab.hypervisor.proxmox.inventory import Found, Guest, Inventory, Resources
-from agentlab.hypervisor.proxmox.names import parse_drives, root_drive
+from agentlab.hypervisor.proxmox.names import parse_drives, past_the_fence, root_drive
 from agentlab.hypervisor.proxmox.settings import Settings
 from agentlab.hypervisor.proxmox.tasks import Api
 
@@ -45,6 +45,11 @@ def pick_template(resources: Resources, name: str) -> list[Guest]:
         raise NotFound(
             f"there is no template {name}: VM {machine.vmid} of that name is not a template",
             hint=f"`agentlab template check {name}` says what is missing",
+        )
+    if any(not guest.name for guest in templates):
+        raise Unavailable(
+            f"cannot find template {name} yet: Proxmox has not looked at all of its templates",
+            hint="pvestatd does so each 10 s",
         )
     there = ", ".join(sorted({guest.name for guest in templates})) or "none"
     raise NotFound(
@@ -124,6 +129,12 @@ class Placement:
         if template is None or root is None:
             raise Unsupported("it has no disk")
         storage = self._settings.storage if full and self._settings.storage else root.storage
+        past = past_the_fence(template.config)
+        if past:
+            raise Unsupported(
+                f"its {', '.join(past)} would come along, and reach past the fence",
+                hint=f"take them out of VM {guest.vmid}, or clone from another template",
+            )
         drives = parse_drives(template.config)
         used = {storage} if full and self._settings.storage else {each.storage for each in drives}
         used -= {""}

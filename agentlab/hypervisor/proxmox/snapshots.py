@@ -7,6 +7,7 @@ a rollback would rewind it, or drop it into `unused0`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from agentlab.errors import Conflict, NotFound
 from agentlab.hypervisor.base import Power
@@ -44,6 +45,7 @@ class ProxmoxSnapshots(ProxmoxMachines):
             {"snapname": name, "description": "made by AgentLab"},
             what=f"cannot take snapshot {name} of VM {vmid}",
             turns=self._turn(found.node),
+            before=lambda: self._inventory.sure(found, owner, "change the disk of"),
         )
 
     def _unchanged(self, found: Found, since: int) -> bool:
@@ -68,8 +70,14 @@ class ProxmoxSnapshots(ProxmoxMachines):
     def _rollback(self, vmid: int, name: str, owner: str) -> None:
         found = self._inventory.ours(vmid, owner, "roll back")
         _refuse_volumes(found, "roll back")
-        if name not in [entry.name for entry in self._list(found)]:
+        there = {entry.name: entry for entry in self._list(found)}
+        if name not in there:
             raise NotFound(f"cannot roll back VM {vmid}: it has no snapshot {name}")
+        if there[name].memory:  # it would have power when it is back, whatever the rules are
+            raise Conflict(
+                f"cannot roll back VM {vmid} to {name}: that snapshot has the memory in it",
+                hint="take one without: AgentLab's own are",
+            )
         if self._power(found.node, vmid) is not Power.STOPPED:
             raise Conflict(f"cannot roll back VM {vmid}: it has power")
         self._api.act(
@@ -77,6 +85,7 @@ class ProxmoxSnapshots(ProxmoxMachines):
             f"{found.path}/snapshot/{name}/rollback",
             what=f"cannot roll back VM {vmid} to {name}",
             turns=self._turn(found.node),
+            before=lambda: self._inventory.sure(found, owner, "change the disk of"),
         )
 
     def snapshots(self, vmid: int) -> Sequence[str]:
@@ -99,6 +108,7 @@ class ProxmoxSnapshots(ProxmoxMachines):
                 f"{found.path}/snapshot/{name}",
                 what=f"cannot delete snapshot {name} of VM {vmid}",
                 turns=self._turn(found.node),
+                before=lambda: self._inventory.sure(found, owner, "change the disk of"),
             )
         except NoSuchSnapshot:
             return
@@ -108,19 +118,25 @@ class ProxmoxSnapshots(ProxmoxMachines):
         return parse_snapshots(self._api.get(f"{found.path}/snapshot", what=what))
 
 
+@dataclass(frozen=True, slots=True)
 class _Entry:
-    """A snapshot: its name, when it was taken (seconds since the epoch), and its parent."""
+    """A snapshot: when it was taken, in seconds since the epoch; `memory` when it has that too."""
 
-    __slots__ = ("name", "parent", "time")
-
-    def __init__(self, name: str, time: int, parent: str) -> None:
-        self.name, self.time, self.parent = name, time, parent
+    name: str
+    time: int
+    parent: str
+    memory: bool
 
 
 def parse_snapshots(data: object) -> list[_Entry]:
     """`GET …/snapshot`, oldest first; those of the same second by their line of descent."""
     entries = [
-        _Entry(str(entry["name"]), int(entry.get("snaptime") or 0), str(entry.get("parent") or ""))
+        _Entry(
+            name=str(entry["name"]),
+            time=int(entry.get("snaptime") or 0),
+            parent=str(entry.get("parent") or ""),
+            memory=str(entry.get("vmstate", 0)) == "1",
+        )
         for entry in (data if isinstance(data, list) else [])
         if isinstance(entry, Mapping) and entry.get("name") not in (None, "current")
     ]

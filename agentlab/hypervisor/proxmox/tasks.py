@@ -14,6 +14,7 @@ from agentlab.errors import AgentLabError, Busy, Unavailable
 from agentlab.hypervisor.load import Gate, Resource
 from agentlab.hypervisor.proxmox.transport import (
     AgentSilent,
+    Changed,
     LockTimeout,
     Method,
     NoSuchTask,
@@ -86,31 +87,29 @@ class Api:
         what: str,
         turns: Sequence[Resource] = (),
         patience: float = 0.0,
+        before: Callable[[], object] = bool,
     ) -> None:
         """A call that starts a task, and the wait for its end; errors by what the task says.
 
-        Raises ReplyLost when only a look can tell, Busy when the task still runs.  `patience`
-        is in seconds and may only lengthen that of the driver.
+        `before` is called when the turn has come and before each try: it proves what the call
+        rests on.  Raises ReplyLost when only a look can tell, Busy when the task still runs.
+        `patience` is in seconds and may only lengthen that of the driver for the task itself.
         """
-        patience = max(patience, self._patience)
         with self._gate.turn(turns, patience=self._patience):
-            deadline = Deadline.after(patience)
-            while True:
-                answer = self._try(
-                    lambda: self.transport.call(method, path, params, timeout=max(30.0, patience)),
-                    what,
-                    again=lambda error: isinstance(error, (LockTimeout, NoWorker, NotReached)),
-                    seconds=deadline.left,
-                )
-                try:
-                    self._ended(answer, what, deadline)
-                except (LockTimeout, NoWorker) as nothing_done:
-                    if deadline.left < _LONGEST_PAUSE:
-                        raise
-                    del nothing_done
-                    time.sleep(_jitter(1.0))
-                else:
-                    return
+            deadline = Deadline.after(max(patience, self._patience))
+
+            def call() -> object:
+                before()
+                timeout = max(30.0, patience, self._patience)
+                return self.transport.call(method, path, params, timeout=timeout)
+
+            answer = self._try(
+                call,
+                what,
+                again=lambda error: isinstance(error, (LockTimeout, NoWorker, NotReached)),
+                seconds=self._patience,
+            )
+            self._ended(answer, what, deadline)
 
     def _ended(self, answer: object, what: str, deadline: Deadline) -> None:
         upid = _UPID.fullmatch(answer) if isinstance(answer, str) else None
@@ -209,14 +208,17 @@ def _jitter(pause: float) -> float:
 
 
 def settled(attempt: Callable[[], T], *, patience: float) -> T:
-    """Runs what looks before it acts; looks again after a lost reply, and when what was just seen
-    is not there: somebody has moved it, or it is gone.
+    """Runs what looks before it acts, and has it look again for what may pass.
+
+    That is a lost reply; what was just seen and is not there, since somebody has moved it; a
+    configuration that somebody else has just changed; and a task that did not get a lock, which
+    may have done a part.
     """
     deadline, pause = Deadline.after(patience), 0.3
     while True:
         try:
             return attempt()
-        except (ReplyLost, NoSuchVM):
+        except (ReplyLost, NoSuchVM, Changed, LockTimeout, NoWorker):
             if deadline.left < pause:
                 raise
         time.sleep(_jitter(pause))

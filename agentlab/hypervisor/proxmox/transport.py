@@ -129,6 +129,10 @@ class NoWorker(Busy):
     """The daemon could not start a worker.  Nothing was done."""
 
 
+class Changed(Busy):
+    """Somebody else changed the configuration since it was read.  Nothing was done."""
+
+
 class NotReached(Unavailable):
     """The node did not get the call.  Nothing was done."""
 
@@ -178,6 +182,8 @@ TEXTS: tuple[Text, ...] = (
     Text(r"unable to find configuration file for VM \d+", NoSuchVM),
     Text(r"unable to create VM \d+: config file already exists", Exists),
     Text(r"VM \d+ already exists", Exists),
+    # of another node, or of a container: clone looks for a file of its own node alone
+    Text(r"atomic file '[^']*/\d+\.conf' failed: File exists", Exists),
     Text(r"disk image '[^']*' already exists", Exists),
     Text(
         r'Logical Volume "[^"]*" already exists|dataset already exists|\(17\) File exists',
@@ -261,7 +267,7 @@ TEXTS: tuple[Text, ...] = (
     Text(r"volume is still in use", Conflict, "a snapshot refers to it; delete that first"),
     Text(r"is not most recent snapshot", Conflict, "only the newest snapshot can be rolled back"),
     Text(r"protection mode enabled", Conflict, "take the protection off in Proxmox"),
-    Text(r"checksum miss?match", Conflict, "somebody else has changed it just now; try again"),
+    Text(r"checksum miss?match", Changed, "somebody else has changed it just now; try again"),
     Text(
         r"bridge '[^']*' does not exist", Conflict, "make the bridge on that node, or name another"
     ),

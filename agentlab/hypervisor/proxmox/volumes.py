@@ -9,10 +9,10 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Sequence
 
-from agentlab.errors import Conflict, Invalid, NotFound, NotOurs, Unavailable, Unsupported
+from agentlab.errors import Busy, Conflict, Invalid, NotFound, NotOurs, Unavailable, Unsupported
 from agentlab.hypervisor.base import Volume
 from agentlab.hypervisor.proxmox.inventory import Found
-from agentlab.hypervisor.proxmox.machines import Part
+from agentlab.hypervisor.proxmox.machines import Part, as_read
 from agentlab.hypervisor.proxmox.names import (
     check_snapshot,
     parse_drives,
@@ -34,8 +34,8 @@ class ProxmoxVolumes(Part):
     def volumes(self, *, owner: str) -> Sequence[Volume]:
         attached: dict[str, list[int]] = {}
         for found in self._machines(owner):
-            for drive in parse_drives(found.config):
-                attached.setdefault(drive.volid, []).append(found.vmid)
+            for volid in self._held(found):
+                attached.setdefault(volid, []).append(found.vmid)
         return [
             Volume(volid, size, tuple(attached.get(volid, ())))
             for volid, size in self._content(owner).items()
@@ -71,11 +71,15 @@ class ProxmoxVolumes(Part):
         return [each for each in found if each is not None and each.owner == owner]
 
     def _holders(self, volid: str, owner: str) -> list[int]:
-        return [
-            found.vmid
-            for found in self._machines(owner)
-            if any(drive.volid == volid for drive in parse_drives(found.config))
-        ]
+        return [found.vmid for found in self._machines(owner) if volid in self._held(found)]
+
+    def _held(self, found: Found) -> set[str]:
+        """Volumes that a machine has, or still has: a change that waits is shown as if it were made."""
+        live = self._api.get(
+            f"{found.path}/config", what=f"cannot read VM {found.vmid}", current=True
+        )
+        configs = [found.config, live if isinstance(live, dict) else {}]
+        return {drive.volid for config in configs for drive in parse_drives(config)}
 
     def _storage(self, name: str) -> Storage:
         what = f"cannot read the configuration of storage {name}"
@@ -133,10 +137,13 @@ class ProxmoxVolumes(Part):
                 f"cannot attach {volid} to VM {vmid}: VM {others[0]} has it",
                 hint="detach it there first",
             )
+        if volid in self._held(found):
+            raise Busy(f"cannot attach {volid} to VM {vmid}: it is still being detached there")
+        self._inventory.sure(found, owner, "attach a volume to")
         self._api.change(
             "PUT",
             f"{found.path}/config",
-            {WORK: f"{volid},discard=on,serial=work"},
+            {WORK: f"{volid},discard=on,serial=work", **as_read(found)},
             what=f"cannot attach {volid} to VM {vmid}",
         )
 
@@ -156,11 +163,18 @@ class ProxmoxVolumes(Part):
             if key.startswith("unused") and str(value).partition(",")[0] == volid
         ]
         if keys:
+            self._inventory.sure(found, owner, "detach a volume from")
             self._api.change(
                 "PUT",
                 f"{found.path}/config",
-                {"delete": ",".join(keys)},
+                {"delete": ",".join(keys), **as_read(found)},
                 what=f"cannot detach {volid} from VM {vmid}",
+            )
+            found = self._inventory.ours(vmid, owner, "detach a volume from")
+        if volid in self._held(found):
+            raise Busy(
+                f"cannot detach {volid} from VM {vmid}: its guest holds it until it is stopped",
+                hint="stop the sandbox, or let it give the disk up",
             )
 
     def free(self, volid: str, *, owner: str) -> None:

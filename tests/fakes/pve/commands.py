@@ -1,4 +1,4 @@
-"""`pvesh` and `qm` as programs of a directory to put in front of PATH."""
+"""`pvesh`, `qm` and `pvesm` as programs of a directory to put in front of PATH."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def make_commands(served: Served, directory: Path, node: str | None = None) -> Path:
-    """Makes both programs in `directory`, which is made if need be; gives `directory`."""
+    """Makes the programs in `directory`, which is made if need be; gives `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     environment = {
         "FAKE_PVE_URL": served.url,
@@ -29,7 +29,7 @@ def make_commands(served: Served, directory: Path, node: str | None = None) -> P
         "FAKE_PVE_SCALE": str(served.node.time_scale),
     }
     here = str(Path(__file__).resolve().parent)
-    for name in ("pvesh", "qm"):
+    for name in ("pvesh", "qm", "pvesm"):
         program = directory / name
         program.write_text(
             _PROGRAM.format(python=sys.executable, environment=environment, here=here, name=name)

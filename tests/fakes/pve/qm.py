@@ -19,6 +19,8 @@ def main(argv: list[str]) -> int:
     match argv:
         case ["unlock", vmid]:
             return unlock(vmid)
+        case ["destroy", vmid, *words]:
+            return destroy(vmid, words)
         case ["disk", "import", vmid, source, storage, *words]:
             return disk_import(vmid, Path(source), storage, words)
         case ["guest", "exec", vmid, *words]:
@@ -43,6 +45,13 @@ def unlock(vmid: str) -> int:
     path = f"/nodes/{node.name}/qemu/{vmid}/config"
     answer = node.call("PUT", path, {"delete": "lock", "skiplock": 1}, quiet=True)
     return 0 if answer["status"] == 200 else complain(answer, "qm unlock <vmid>")
+
+
+def destroy(vmid: str, words: list[str]) -> int:
+    """Root's own way, with `--skiplock 1` whatever lock there is."""
+    node = Node()
+    answer = node.call("DELETE", f"/nodes/{node.name}/qemu/{vmid}", options(words)[0])
+    return 0 if answer["status"] == 200 else complain(answer, "qm destroy <vmid> [OPTIONS]")
 
 
 def disk_import(vmid: str, source: Path, storage: str, words: list[str]) -> int:

@@ -137,8 +137,12 @@ def test_a_node_that_cannot_be_reached_says_nothing_about_its_machines() -> None
 
 
 def test_whose_it_is() -> None:
+    listed = [guest(1012), {"type": "node", "node": "pve1", "status": "online"}]
+    active: list[dict[str, object]] = []
+
     def look(**entry: object) -> None:
-        found, _ = inventory({"GET /cluster/resources": [[guest(1012)]], config(1012): [entry]})
+        rows = {"GET /cluster/resources": [listed], config(1012): [entry]}
+        found, _ = inventory({**rows, "GET /nodes/pve1/tasks": [active]})
         found.ours(1012, "me", "destroy")
 
     look(description=MARK)
@@ -151,8 +155,14 @@ def test_whose_it_is() -> None:
     ):
         with pytest.raises(NotOurs):
             look(**stranger)
-    with pytest.raises(Busy):
-        look(lock="clone", description=" qmclone temporary file")
+    for lock, task in (("clone", "qmclone"), ("destroyed", "qmdestroy")):
+        active[:] = [{"type": task}]
+        with pytest.raises(Busy):
+            look(lock=lock, description=" qmclone temporary file")
+        active.clear()
+        with pytest.raises(NotOurs) as left:
+            look(lock=lock, description=" qmclone temporary file")
+        assert "qm destroy 1012 --skiplock 1" in left.value.hint
     with pytest.raises(NotOurs):
         look(lock="clone", description=names.render_description("other", 1012))
 

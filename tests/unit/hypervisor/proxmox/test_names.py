@@ -88,6 +88,8 @@ def test_the_configuration() -> None:
         "memory": 2048,
         "balloon": 0,
         "onboot": 0,
+        "protection": 0,
+        "ciupgrade": 0,
         "agent": 1,
         "net0": "virtio=02:AA:00:00:03:F4,bridge=vmbr1",
         "ipconfig0": "ip=10.77.0.9/16,gw=10.77.0.1",
@@ -129,6 +131,12 @@ def test_what_is_already_so(key: str, have: object, wanted: str | int, same: boo
 )  # fmt: skip
 def test_sizes(text: str, size: int) -> None:
     assert names.parse_size(text) == size
+
+
+def test_what_would_reach_past_the_fence() -> None:
+    config = {"hostpci0": "01:00", "usb1": "host=1", "virtiofs0": "x", "args": "-x", "net0": "virtio",
+              "hookscript": "local:snippets/x", "scsi0": "local:x", "usbless": "1"}  # fmt: skip
+    assert names.past_the_fence(config) == ["args", "hookscript", "hostpci0", "usb1", "virtiofs0"]
 
 
 def test_the_root_disk() -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import pytest
 
 from agentlab.clock import Deadline
-from agentlab.errors import AgentLabError, Busy, Unavailable
+from agentlab.errors import AgentLabError, Busy, NotOurs, Unavailable
 from agentlab.hypervisor.load import Gate, Resource
 from agentlab.hypervisor.proxmox import tasks
 from agentlab.hypervisor.proxmox.tasks import Api
 from agentlab.hypervisor.proxmox.transport import (
-    LockTimeout,
     NoSuchVM,
     NotReached,
-    NoWorker,
     Refused,
     ReplyLost,
     Running,
@@ -103,11 +101,31 @@ def test_a_task_with_warnings_has_succeeded() -> None:
     driver.act("POST", "/x", what="cannot do it")
 
 
-def test_a_task_that_failed_at_a_lock_is_started_again() -> None:
+def test_after_a_task_that_failed_at_a_lock_it_is_looked_at_again() -> None:
     locked = {"status": "stopped", "exitstatus": LOCK}
     driver, transport = api({"POST /x": [UPID], STATUS: [locked, locked, DONE], LOG: [[]]})
-    driver.act("POST", "/x", what="cannot do it")
-    assert len(transport.asked("POST", "/x")) == 3
+    looked: list[str] = []
+
+    def attempt() -> None:
+        looked.append("look")
+        driver.act("POST", "/x", what="cannot do it")
+
+    tasks.settled(attempt, patience=60)
+    assert len(looked) == len(transport.asked("POST", "/x")) == 3
+
+
+def test_what_a_call_rests_on_is_proven_before_each_try() -> None:
+    driver, transport = api({"POST /x": [said(LOCK), UPID], STATUS: [DONE]})
+    proven: list[str] = []
+
+    def prove() -> None:
+        proven.append("ours")
+        if len(proven) == 2:
+            raise NotOurs("it is somebody else's now")
+
+    with pytest.raises(NotOurs):
+        driver.act("POST", "/x", what="cannot do it", before=prove)
+    assert len(transport.asked("POST", "/x")) == 1
 
 
 def test_a_task_that_runs_on_is_busy_and_gives_its_turn_back() -> None:
@@ -144,7 +162,7 @@ def test_who_looks_before_he_acts_looks_again_after_a_lost_reply() -> None:
     assert len(seen) == 3
 
 
-@pytest.mark.parametrize("error", [Running("on"), NoWorker("w"), LockTimeout("l")])
+@pytest.mark.parametrize("error", [Running("on"), Refused("r"), NotReached("n"), Busy("b")])
 def test_other_errors_are_told_at_once(error: Exception) -> None:
     def attempt() -> None:
         raise error
