@@ -23,6 +23,7 @@ from agentlab.errors import (
     DeadlineExceeded,
     Invalid,
     NotFound,
+    NotOurs,
     Unavailable,
     Unsupported,
 )
@@ -30,11 +31,11 @@ from agentlab.hypervisor.base import TemplateReport
 from agentlab.hypervisor.files import wait_lock
 from agentlab.hypervisor.proxmox.check import check_template
 from agentlab.hypervisor.proxmox.inventory import Found, Inventory, Resources
-from agentlab.hypervisor.proxmox.names import check_owner
+from agentlab.hypervisor.proxmox.names import check_owner, root_drive
 from agentlab.hypervisor.proxmox.node import NodeTools
 from agentlab.hypervisor.proxmox.settings import Settings
 from agentlab.hypervisor.proxmox.tasks import Api, settled
-from agentlab.hypervisor.proxmox.transport import Exists, InUse, NoSuchVM, classify
+from agentlab.hypervisor.proxmox.transport import Exists, InUse, Locked, NoSuchVM, classify
 
 TAG = "agentlab-template"
 _MARK = re.compile(
@@ -201,14 +202,14 @@ class Templates:
         resources = self._inventory.resources("vm")
         ours = self._marked(resources, order.name)
         for found, mark in ours:
-            if found.template and mark.key == order.key:
+            if _finished(found) and mark.key == order.key:
                 return found.vmid
         self._refuse_namesake(resources, order, {found.vmid for found, _ in ours})
         self._need_node()
         for found, mark in ours:
-            if not found.template and mark.owner == order.owner:
+            if not _finished(found) and mark.owner == order.owner:
                 on_step(f"removing VM {found.vmid}, which a build that was cut off has left")
-                self._remove(found)
+                self._remove_unfinished(found, mark)
         image = order.image()
         storage, kind = self._storage(order.storage)
         vmid = self._create(order, storage)
@@ -274,6 +275,8 @@ class Templates:
             path, what = f"/nodes/{self._settings.node}/qemu", f"cannot make VM {vmid}"
             try:
                 self._api.get("/cluster/nextid", what=f"cannot look up VMID {vmid}", vmid=vmid)
+                if self._has_volumes(vmid):
+                    continue
                 self._api.act("POST", path, params, what=what, patience=_LONG)
             except Exists:
                 continue
@@ -296,34 +299,72 @@ class Templates:
         what = f"cannot attach the disk of VM {vmid}"
         self._api.change("PUT", f"{path}/config", params, what=what)
 
-    def _remove(self, found: Found) -> None:
-        """With all disks of its VMID: an import that was cut off leaves one that it does not name."""
-        if found.lock:
+    def _has_volumes(self, vmid: int) -> bool:
+        """Whether volumes of a VM that is gone lie under this VMID, on any storage of the node."""
+        node = self._settings.node
+        what = f"cannot look for volumes of VMID {vmid}"
+        storages = self._api.get(f"/nodes/{node}/storage", what=what, content="images", enabled=1)
+        for storage in storages if isinstance(storages, list) else []:
+            path = f"/nodes/{node}/storage/{storage['storage']}/content"
+            if self._api.get(path, what=what, vmid=vmid):
+                return True
+        return False
+
+    def _remove(self, found: Found, mark: Mark) -> None:
+        """A whole template, with the disks that it names and no other; InUse, Locked, NoSuchVM."""
+        self._api.act(
+            "DELETE",
+            found.path,
+            {"purge": True},
+            what=f"cannot remove template {found.vmid}",
+            before=lambda: self._prove(found, mark),
+        )
+
+    def _remove_unfinished(self, found: Found, mark: Mark) -> None:
+        """With all disks of its VMID, of which there was none before: an import that was cut off
+        leaves one that the VM does not name.  Of locks it takes away that of its own making only.
+        """
+        if found.lock == "create":
+            self._prove(found, mark)
             self._tools.unlock(found.vmid)
-        try:
-            self._api.act(
-                "DELETE",
-                found.path,
-                {"purge": True, "destroy-unreferenced-disks": True},
-                what=f"cannot remove VM {found.vmid}",
-            )
-        except NoSuchVM:
-            return
+        self._api.act(
+            "DELETE",
+            found.path,
+            {"purge": True, "destroy-unreferenced-disks": True},
+            what=f"cannot remove VM {found.vmid}",
+            before=lambda: self._prove(found, mark),
+        )
+
+    def _prove(self, found: Found, mark: Mark) -> None:
+        """Raises NotOurs when the VM does not carry the same mark now."""
+        now = self._inventory.find(found.vmid)
+        if now is None or parse_mark(now.config.get("description"), found.vmid) != mark:
+            raise NotOurs(f"cannot remove VM {found.vmid}: it is not the template that it was")
 
     def _retire_others(self, order: Order, vmid: int, on_step: Callable[[str], None]) -> None:
         """What went before has another name first, so that nothing is cloned from it any more."""
         for found, mark in self._marked(self._inventory.resources("vm"), order.name):
-            if found.vmid == vmid or mark.owner != order.owner or not found.template:
+            if found.vmid == vmid or mark.owner != order.owner or not _finished(found):
                 continue
             name = f"{order.name}-old-{found.vmid}"
             if found.config.get("name") != name:
                 what = f"cannot rename template {found.vmid}"
                 self._api.change("PUT", f"{found.path}/config", {"name": name}, what=what)
             try:
-                self._remove(found)
+                self._remove(found, mark)
                 on_step(f"removed template {found.vmid}, which went before")
+            except NoSuchVM:
+                continue
             except InUse:
                 on_step(f"template {found.vmid} stays as {name} while linked clones need it")
+            except Locked as locked:
+                on_step(f"template {found.vmid} stays as {name}: {locked.message}")
+
+
+def _finished(found: Found) -> bool:
+    """A template whose disk is one to clone from: Proxmox sets the flag before it makes that."""
+    root = root_drive(found.config)
+    return found.template and root is not None and "base-" in root.volid
 
 
 def import_disk(vmid: int, image: Path, storage: str, format_: str, lock: int) -> None:
