@@ -32,6 +32,7 @@ class Node:
 def proxmox_laboratory(backend: str) -> Iterator[tuple[Lab, Node]]:
     """`backend` is api or shell."""
     with laboratory() as lab:
+        _make_bridge(lab)
         directory, said = lab.scratch / "pve", lab.scratch / "pve.json"
         with said.open("wb") as out, (lab.scratch / "pve.log").open("wb") as log:
             process = subprocess.Popen(
@@ -64,3 +65,13 @@ def _configure(lab: Lab, told: dict[str, str], backend: str) -> None:
             f"node: {told['node']}}}\n"
         )
     )
+
+
+def _make_bridge(lab: Lab) -> None:
+    """The administrator's own work, by /etc/network/interfaces on a real host."""
+    for words in (
+        "link add lab0 type bridge forward_delay 0",
+        "address add 10.77.0.1/16 dev lab0",
+        "link set lab0 up",
+    ):
+        subprocess.run(["ip", "-n", lab.namespace, *words.split()], check=True)

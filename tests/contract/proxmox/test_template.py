@@ -17,6 +17,7 @@ from agentlab.hypervisor.proxmox import template
 from agentlab.hypervisor.proxmox.node import NodeTools
 from agentlab.hypervisor.proxmox.tasks import Api
 from agentlab.hypervisor.proxmox.template import Order, Templates, parse_mark
+from agentlab.hypervisor.proxmox.transport import Locked
 from tests.contract.bench import OWNER, STRANGER, settings
 from tests.contract.conftest import connect_api
 from tests.fakes.pve.commands import make_commands
@@ -235,3 +236,50 @@ def test_lost_inventory_builds_nothing(yard: Yard) -> None:
     with pytest.raises((Unavailable, Conflict)):
         yard.build()
     assert yard.images == 0
+
+
+def leave_volume(yard: Yard, vmid: int, storage: str = "tank") -> str:
+    """A volume of a VM that is gone."""
+    with yard.node.paused() as node:
+        if storage not in node.storages:
+            node.add_dir_storage(storage)
+        node.storages[storage]["volumes"][f"{vmid}/vm-{vmid}-disk-7.qcow2"] = {
+            "content": "images", "format": "qcow2", "size": 1 << 30, "vmid": vmid, "ctime": 1,
+        }  # fmt: skip
+    return f"{storage}:{vmid}/vm-{vmid}-disk-7.qcow2"
+
+
+def test_volumes_of_a_vm_that_is_gone_are_never_taken_along(yard: Yard) -> None:
+    left = leave_volume(yard, free_9000(yard))
+    first = yard.build()
+    assert first != int(left.split("-")[1])
+    other = leave_volume(yard, first)  # somebody's, allotted later
+    second = yard.build(yard.order(key="bb"))
+    assert first not in yard.vmids()
+    with yard.node.paused() as node:
+        assert other in node.volumes_of(first)
+        assert left in node.volumes_of(int(left.split("-")[1]))
+    assert second in yard.vmids()
+
+
+def test_an_old_template_that_is_being_backed_up_stays(yard: Yard) -> None:
+    first = yard.build()
+    with yard.node.paused() as node:
+        node._qm_lock(node.vm(first), "backup")
+    with pytest.raises(Locked, match="backup"):  # asked again until the backup is through
+        yard.build(yard.order(key="bb"))
+    assert yard.config(first)["lock"] == "backup"
+    with yard.node.paused() as node:
+        node._qm_lock(node.vm(first), None)
+    yard.build(yard.order(key="bb"))
+    assert first not in yard.vmids()
+
+
+def test_a_template_without_a_base_disk_is_made_anew(yard: Yard) -> None:
+    first = yard.build()
+    with yard.node.paused() as node:
+        config = node.vm(first).config
+        config["scsi0"] = str(config["scsi0"]).replace("base-", "vm-")
+    again = yard.build()
+    assert "base-" in str(yard.config(again)["scsi0"])
+    assert [vmid for vmid in yard.vmids() if 9000 < vmid < 9100] == [again]
