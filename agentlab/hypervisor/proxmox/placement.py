@@ -46,9 +46,9 @@ def pick_template(resources: Resources, name: str) -> list[Guest]:
             f"there is no template {name}: VM {machine.vmid} of that name is not a template",
             hint=f"`agentlab template check {name}` says what is missing",
         )
-    if any(not guest.name for guest in templates):
+    if any(guest.kind == "qemu" and not guest.name for guest in resources.guests.values()):
         raise Unavailable(
-            f"cannot find template {name} yet: Proxmox has not looked at all of its templates",
+            f"cannot find template {name} yet: Proxmox has not looked at all of its VMs",
             hint="pvestatd does so each 10 s",
         )
     there = ", ".join(sorted({guest.name for guest in templates})) or "none"

@@ -13,6 +13,7 @@ import pytest
 
 from agentlab.errors import Busy, Conflict, Denied, NotFound, NotOurs, Unavailable
 from agentlab.hypervisor.base import MachineSpec, Power
+from agentlab.hypervisor.load import Resource
 from agentlab.hypervisor.proxmox import names
 from agentlab.hypervisor.proxmox.driver import ProxmoxHypervisor
 from agentlab.hypervisor.proxmox.node import NodeTools
@@ -543,3 +544,165 @@ def test_a_missing_right_is_named_with_its_path(proxmox_api: ProxmoxBench) -> No
             poor.clone("debian-12", 1012, name="box1012", owner=OWNER)
         assert "grant VM.Clone on /vms/9000" in told.value.hint
     assert vmids(proxmox_api) == []
+
+
+# What a look and an act have between them
+
+
+def swap(bench: ProxmoxBench, vmid: int = 1012) -> None:
+    """Somebody destroys ours and makes a VM of his own under its number."""
+    with bench.served.paused() as node:
+        node.vms = [vm for vm in node.vms if vm.vmid != vmid]
+        node.make_vm(vmid, "database", description="not to be touched")
+
+
+@pytest.mark.parametrize("verb", ["destroy", "stop", "start", "pause", "snapshot"])
+def test_whose_it_is_is_proven_when_the_turn_has_come(proxmox_api: ProxmoxBench, verb: str) -> None:
+    made(proxmox_api)
+    hypervisor = proxmox_api.again(node_limit=1, patience=5.0)
+    if verb in ("stop", "pause", "destroy"):
+        hypervisor.start(1012, owner=OWNER)
+    gate = hypervisor._api._gate
+    failed: list[BaseException] = []
+
+    def act() -> None:
+        try:
+            more = ("clean",) if verb == "snapshot" else ()
+            getattr(hypervisor, verb)(1012, *more, owner=OWNER)
+        except BaseException as error:  # noqa: BLE001  # told below
+            failed.append(error)
+
+    with gate.turn([Resource("node", "pve")], patience=1):
+        waiting = threading.Thread(target=act)
+        waiting.start()
+        until = time.monotonic() + 5
+        while not gate._waiting and time.monotonic() < until:
+            time.sleep(0.01)
+        swap(proxmox_api)
+        time.sleep(0.4)  # what was read is a moment old now
+    waiting.join()
+    assert [type(error) for error in failed] == [NotOurs]
+    with proxmox_api.served.paused() as node:
+        assert node.vm(1012).config["description"] == "not to be touched"
+        assert node.vm(1012).status == "stopped"
+
+
+def test_half_a_clone_that_somebody_unlocked_is_not_taken_for_a_whole_one(
+    proxmox_api: ProxmoxBench,
+) -> None:
+    mark = names.render_description(OWNER, 1012, ["local"])
+    with proxmox_api.served.paused() as node:
+        node.leave_dead_clone(1012, description=mark)
+        node._qm_lock(node.vm(1012), None)
+    with pytest.raises(Busy, match="half a clone"):
+        proxmox_api.clone(1012)
+    with proxmox_api.served.paused() as node:
+        for volid in node.volumes_of(1012):  # of a clone that died before it named them
+            node._qm_free(volid)
+    proxmox_api.clone(1012)
+    proxmox_api.hypervisor.configure(1012, proxmox_api.spec(1012), owner=OWNER)
+    proxmox_api.hypervisor.destroy(1012, owner=OWNER)
+
+
+def test_a_clone_that_does_not_show_its_mark_yet_is_waited_for(proxmox_api: ProxmoxBench) -> None:
+    """A full clone shows it when its first drive is whole."""
+    with proxmox_api.served.paused() as node:
+        node.leave_dead_clone(1012)
+        node.tasklog.append(
+            {"upid": "UPID:pve:1:1:1:qmclone:9000:root@pam:", "node": "pve", "type": "qmclone",
+             "id": "9000", "user": "root@pam!bench", "status": "running", "starttime": 1,
+             "pid": 1, "pstart": 1, "log": []}
+        )  # fmt: skip
+    slow = proxmox_api.again(patience=1.0)
+    with pytest.raises(Busy):
+        slow.clone("debian-12", 1012, name="box1012", owner=OWNER)
+    with pytest.raises(Busy):
+        slow.destroy(1012, owner=OWNER)
+    assert vmids(proxmox_api) == [1012]
+
+
+def test_a_machine_that_is_being_destroyed_has_no_mark_and_is_no_strangers(
+    proxmox_api: ProxmoxBench,
+) -> None:
+    made(proxmox_api)
+    task = {"upid": "UPID:pve:1:1:1:qmdestroy:1012:root@pam:", "node": "pve", "type": "qmdestroy",
+            "id": "1012", "user": "root@pam!bench", "status": "running", "starttime": 1,
+            "pid": 1, "pstart": 1, "log": []}  # fmt: skip
+    with proxmox_api.served.paused() as node:
+        node.vm(1012).config = {"lock": "destroyed"}
+        node.tasklog.append(task)
+    with pytest.raises(Busy, match="just being made or destroyed"):
+        proxmox_api.hypervisor.destroy(1012, owner=OWNER)
+    with proxmox_api.served.paused() as node:
+        task.update(status="stopped", exitstatus="OK", endtime=2)
+        node.vms = [vm for vm in node.vms if vm.vmid != 1012]
+    proxmox_api.hypervisor.destroy(1012, owner=OWNER)
+
+
+def test_a_disk_that_the_guest_still_holds_is_not_detached(proxmox_api: ProxmoxBench) -> None:
+    hypervisor = driver(proxmox_api)
+    made(proxmox_api)
+    made(proxmox_api, 1013)
+    volid = hypervisor.allot(990000, 64, storage="local", owner=OWNER)
+    hypervisor.attach(1012, volid, owner=OWNER)
+    hypervisor.start(1012, owner=OWNER)
+    with proxmox_api.served.paused() as node:
+        node.vm(1012).pending["scsi1"] = None  # an unplugging that waits
+    for attempt in (
+        lambda: hypervisor.detach(1012, volid, owner=OWNER),
+        lambda: hypervisor.attach(1013, volid, owner=OWNER),
+        lambda: hypervisor.free(volid, owner=OWNER),
+    ):
+        with pytest.raises(Conflict):
+            attempt()
+    assert [volume.attached for volume in hypervisor.volumes(owner=OWNER)] == [(1012,)]
+    hypervisor.stop(1012, owner=OWNER)
+    hypervisor.detach(1012, volid, owner=OWNER)
+    hypervisor.free(volid, owner=OWNER)
+
+
+def test_a_template_with_the_hosts_own_devices_is_refused(proxmox_api: ProxmoxBench) -> None:
+    with proxmox_api.served.paused() as node:
+        node.vm(9000).config["hostpci0"] = "0000:01:00.0"
+    with pytest.raises(Unavailable, match="hostpci0 would come along"):
+        proxmox_api.clone(1012)
+    assert vmids(proxmox_api) == []
+
+
+def test_protection_of_the_template_does_not_keep_its_clones(proxmox_api: ProxmoxBench) -> None:
+    with proxmox_api.served.paused() as node:
+        node.vm(9000).config["protection"] = 1
+    made(proxmox_api)
+    proxmox_api.hypervisor.destroy(1012, owner=OWNER)
+    assert vmids(proxmox_api) == []
+
+
+def test_a_template_that_proxmox_has_not_looked_at_is_not_unknown(
+    proxmox_api: ProxmoxBench,
+) -> None:
+    with proxmox_api.served.paused() as node:
+        node.broadcast_secs, node.time_scale = 1000.0, 1.0
+        node.vm(9000).born_at = time.monotonic()
+    with pytest.raises(Unavailable, match="not looked at all"):
+        proxmox_api.clone(1012)
+
+
+def test_guests_that_take_their_time_to_go_keep_nobody_waiting(proxmox_api: ProxmoxBench) -> None:
+    for vmid in (1012, 1013):
+        made(proxmox_api, vmid)
+    hypervisor = proxmox_api.again(node_limit=1, patience=3.0)
+    hypervisor.start(1012, owner=OWNER)
+    with proxmox_api.served.paused() as node:
+        node.vm(1012).acpi, node.time_scale = False, 1.0
+    outcome: list[bool] = []
+    deaf = threading.Thread(
+        target=lambda: outcome.append(hypervisor.shutdown(1012, owner=OWNER, timeout=4))
+    )
+    deaf.start()
+    time.sleep(0.5)
+    try:
+        hypervisor.start(1013, owner=OWNER)
+    finally:
+        deaf.join()
+    assert outcome == [False]
+    hypervisor.stop(1012, owner=OWNER)

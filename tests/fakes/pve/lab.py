@@ -315,7 +315,7 @@ def main() -> None:
     end = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: end.set())
-    node = LabNode(directory, storage="local")
+    node = LabNode(directory, version="9.0.10")  # whose privileges fakepve knows
     with serve(node, directory) as served:
         programs = make_commands(served, directory / "bin")
         told = {

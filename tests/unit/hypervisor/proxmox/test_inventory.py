@@ -84,7 +84,8 @@ def test_without_a_name_nobody_has_looked_at_it_yet() -> None:
 
 
 @pytest.mark.parametrize(
-    "rights", [{}, {"/vms/1012": {"VM.Audit": 1}}, {"/vms": {"VM.Clone": 1}}, []]
+    "rights",
+    [{}, {"/vms/1012": {"VM.Audit": 1}}, {"/vms": {"VM.Clone": 1}}, {"/": {"VM.Audit": 0}}, []],
 )
 def test_a_list_that_our_rights_make_shorter_is_not_given(rights: object) -> None:
     found, transport = inventory(
