@@ -194,6 +194,9 @@ def test_an_inventory_that_cannot_be_read_is_not_an_empty_one(bench: Bench) -> N
 
 
 @pytest.mark.vm
+@pytest.mark.parametrize(
+    "powered", ["local", "api"], indirect=True
+)  # a boot takes most of a minute
 def test_power_is_taken_up_by_another_daemon(powered: Bench) -> None:
     spec = powered.start(1012)
     second = powered.again()
@@ -242,11 +245,12 @@ def test_files_and_programs_in_the_guest(powered: Bench) -> None:
     with pytest.raises(Invalid):
         driver.exec(1012, ["/bin/echo", "ä"], owner=OWNER, timeout=20)
     assert driver.ping(1012)
+    assert driver.shutdown(1012, owner=OWNER, timeout=60)
 
 
 @pytest.mark.vm
 @pytest.mark.slow
-@pytest.mark.parametrize("powered", ["local", "api"], indirect=True)  # a minute for each boot
+@pytest.mark.parametrize("powered", ["local"], indirect=True)  # two boots; see test_boot_disk.py
 def test_a_changed_disk_boots_with_what_was_written(powered: Bench) -> None:
     driver, spec = powered.hypervisor, powered.start(1012)
     powered.wait(1012, spec)

@@ -102,7 +102,11 @@ def test_the_whole_job(place: tuple[Lab, Node]) -> None:
     assert lab.warnings() == []
 
 
-@pytest.mark.parametrize("moment", ["before:do:clone", "after:do:clone", "after:do:start"])
+@pytest.mark.parametrize(
+    ("place", "moment"),
+    [("api", "before:do:clone"), ("api", "after:do:start"), ("shell", "after:do:clone")],
+    indirect=["place"],
+)
 def test_a_killed_daemon_goes_on(place: tuple[Lab, Node], moment: str) -> None:
     lab, node = place
     lab.stop()
