@@ -43,7 +43,10 @@ SETTINGS: dict[str, tuple[object, str]] = {
     "proxmox.insecure": (False, "`true`: do not check the certificate at all; for tests only"),
     "proxmox.node": ("", "this host's name in Proxmox; default: its short host name"),
     "proxmox.pool": ("", "the resource pool that sandboxes are made in, when rights are on a pool"),
-    "proxmox.storage": ("", "storage of full clones; default: that of the template"),
+    "proxmox.storage": (
+        "",
+        "storage of full clones, of templates that are built and of volumes; default: that of the template",
+    ),
     "proxmox.full_clone": (False, "copy the template's disk, instead of a linked clone"),
     "proxmox.template_vmid": (
         9000,

@@ -90,7 +90,7 @@ def _guest_listener(world: World) -> CheckResult:
             f"{where[1]}; see `journalctl -u agentlabd`"
         )
         return CheckResult(_ERROR, detail, remedy)
-    return CheckResult(_OK, f"{where[0]}:{where[1]} answers")
+    return CheckResult(_OK, f"{where[0]}:{where[1]} answers on this host")
 
 
 def _profiles(world: World) -> CheckResult:
@@ -112,6 +112,18 @@ def _template(world: World) -> CheckResult:
     known = {each.name: each for each in world.hypervisor.templates()}
     for name in wanted:
         build = f"agentlab template build {name}"
+        if world.config.proxmox is not None:
+            try:
+                report = world.check_template(name)  # by VMID, too
+            except NotFound as absent:
+                return CheckResult(
+                    _MISSING, absent.message, f"{build} (see docs/how-to/template.md)"
+                )
+            lacks = [each for each in report.findings if each.needed]
+            if lacks:
+                said = "; ".join(each.problem for each in lacks)
+                return CheckResult(_MISSING, f"{name}: {said}", lacks[0].remedy)
+            continue
         if name not in known:
             there = ", ".join(sorted(known)) or "none"
             return CheckResult(_MISSING, f"there is no template {name}; there are: {there}", build)
@@ -119,7 +131,8 @@ def _template(world: World) -> CheckResult:
             return CheckResult(_MISSING, known[name].detail or f"{name} is not ready", build)
     if not wanted:
         return CheckResult(_SKIPPED, "no profile names one")
-    return CheckResult(_OK, "; ".join(f"{name}: {known[name].detail}" for name in wanted))
+    told = (f"{name}: {known[name].detail}" if name in known else name for name in wanted)
+    return CheckResult(_OK, "; ".join(told))
 
 
 def _storage(world: World) -> CheckResult:

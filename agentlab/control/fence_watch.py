@@ -1,14 +1,18 @@
-"""Rules that somebody else has taken away are put back, and it is said."""
+"""Rules that somebody else has taken away are put back, and what has left them loses its power."""
 
 from __future__ import annotations
 
 import logging
 
-from agentlab.errors import Unavailable
+from agentlab.errors import Conflict, Unavailable
+from agentlab.hypervisor.base import Power
+from agentlab.model.sandbox import SandboxState
 from agentlab.operations.context import World
+from agentlab.store import sandboxes
 
 _log = logging.getLogger(__name__)
 EVERY = 30.0
+_POWERED = (SandboxState.READY, SandboxState.RUNNING)  # a start in progress looks for itself
 
 
 def check(world: World) -> bool:
@@ -19,4 +23,26 @@ def check(world: World) -> bool:
         _log.warning("the sandboxes' network rules were changed by others, mending: %s", gone)
         world.sync_fence()
         return False
+    finally:
+        stop_strays(world)
     return True
+
+
+def stop_strays(world: World) -> None:
+    """Takes the power of sandboxes whose tap is not where the rules are, by a live migration, say.
+
+    Only where the hypervisor makes the taps; in the local one a tap is made by the fence itself.
+    """
+    if not world.hypervisor.capabilities.makes_taps:
+        return
+    with world.store.read() as tx:
+        powered = [box for box in sandboxes.fenced(tx) if box.state in _POWERED]
+    for box in powered:
+        try:
+            world.check_port(box.tap)
+        except Conflict as stray:
+            machine = world.hypervisor.status(box.vmid)
+            if machine is None or machine.power is Power.STOPPED:
+                continue
+            _log.warning("sandbox %d is not behind its rules, and is stopped: %s", box.vmid, stray)
+            world.hypervisor.stop(box.vmid, owner=world.installation)

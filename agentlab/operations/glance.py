@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Mapping
 
+from agentlab.errors import AgentLabError
 from agentlab.hypervisor.base import Hypervisor, Machine
 
 
@@ -20,11 +21,18 @@ class Glance:
         self._lock = threading.Lock()
         self._taken = float("-inf")
         self._machines: Mapping[int, Machine] = {}
+        self._failure: AgentLabError | None = None
 
     def machine(self, vmid: int, *, age: float) -> Machine | None:
-        """As the inventory had it at most `age` seconds ago; its errors come through."""
+        """As the inventory had it at most `age` seconds ago, its failure too."""
         with self._lock:
             if time.monotonic() - self._taken > age:
-                machines = {each.vmid: each for each in self._hypervisor.inventory()}
-                self._machines, self._taken = machines, time.monotonic()
+                self._failure = None
+                try:
+                    self._machines = {each.vmid: each for each in self._hypervisor.inventory()}
+                except AgentLabError as failure:
+                    self._failure = failure
+                self._taken = time.monotonic()
+            if self._failure is not None:
+                raise self._failure
             return self._machines.get(vmid)

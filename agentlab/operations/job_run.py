@@ -135,8 +135,11 @@ class _JobRun:
         return None
 
     def _lost(self, call: Call) -> Output | None:
+        vmid = vmid_of(call)
         try:
-            machine = self._world.hypervisor.status(vmid_of(call))
+            machine = self._world.glance.machine(vmid, age=self._look / 2)
+            if machine is None or machine.power is Power.STOPPED:  # it may be an old answer
+                machine = self._world.hypervisor.status(vmid)
         except AgentLabError:
             return None  # whatever keeps us from looking (a right that is gone, say) is not its end
         if machine is not None and machine.power is not Power.STOPPED:

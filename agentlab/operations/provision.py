@@ -11,7 +11,7 @@ from ipaddress import IPv4Interface
 
 from agentlab import clock
 from agentlab.engine.step import Call, Later, Output, Result, Step
-from agentlab.errors import Conflict, NotOurs, Unavailable
+from agentlab.errors import AgentLabError, Conflict, NotOurs, Unavailable
 from agentlab.hypervisor.base import MachineSpec, Nic, Power
 from agentlab.model.job import JobEvent
 from agentlab.model.plan import Plan
@@ -227,7 +227,7 @@ class Provision:
         if hypervisor.capabilities.makes_taps:
             try:
                 self._world.check_port(call.text("reserve", "tap"))
-            except Conflict:
+            except AgentLabError:  # not proven is not fenced
                 hypervisor.stop(vmid, owner=owner)  # at once: the undoing comes later
                 raise
         return None

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from agentlab.hypervisor.base import Finding
-from agentlab.hypervisor.proxmox.names import Drive, parse_drives, root_drive
+from agentlab.hypervisor.proxmox.names import Drive, parse_drives, past_the_fence, root_drive
 
 _VIRTIO = ("virtio-scsi-pci", "virtio-scsi-single")
 _WORK = "scsi1"  # where a sandbox's work disk goes
@@ -47,6 +47,10 @@ def _state(vmid: int, config: Mapping[str, str]) -> Iterator[Finding]:
     if config.get("kvm") == "0":
         what = "it runs without KVM, many times slower"
         yield Finding("kvm", what, f"qm set {vmid} --delete kvm", needed=False)
+    past = past_the_fence(config)
+    if past:
+        what = f"its {', '.join(past)} would come along with each clone, and reach past the fence"
+        yield Finding("fence", what, f"qm set {vmid} --delete {','.join(past)}")
     if config.get("bios") == "ovmf" and "efidisk0" not in config:
         what = "it boots by UEFI and has no disk for UEFI's settings"
         yield Finding("efidisk", what, f"qm set {vmid} --efidisk0 <STORAGE>:1,efitype=4m")
@@ -54,8 +58,8 @@ def _state(vmid: int, config: Mapping[str, str]) -> Iterator[Finding]:
 
 def _agent(vmid: int, config: Mapping[str, str]) -> Iterator[Finding]:
     words = config.get("agent", "0").split(",")
-    enabled = words[0].removeprefix("enabled=")
-    if enabled != "1":
+    on = ("1", "enabled=1", "yes", "enabled=yes", "on", "enabled=on", "true", "enabled=true")
+    if not any(word in on for word in words):
         what = "the guest agent's channel is off: no command reaches the guest"
         yield Finding("agent", what, f"qm set {vmid} --agent 1")
     elif "type=isa" in words:
@@ -83,7 +87,7 @@ def _disks(vmid: int, config: Mapping[str, str], drives: list[Drive]) -> Iterato
         what = f"its disk is {root.key}: guests made for clouds lack the driver"
         mend = f"qm set {vmid} --delete {root.key} --scsi0 {root.volid} --boot order=scsi0"
         yield Finding("disk", what, mend, needed=False)
-    elif "order=" not in config.get("boot", "") or root.key not in _order(config):
+    elif "order=" in config.get("boot", "") and root.key not in _order(config):
         what = f"it does not boot from its disk {root.key}"
         yield Finding("boot", what, f"qm set {vmid} --boot order={root.key}")
     if any(drive.key == _WORK for drive in drives):

@@ -89,7 +89,7 @@ class ProxmoxMachines(Part):
                 detail=f"VM {guest.vmid} on node {guest.node}",
             )
             for guest in resources.guests.values()
-            if guest.template
+            if guest.template and guest.kind == "qemu"
         ]
 
     def status(self, vmid: int) -> Machine | None:

@@ -144,7 +144,13 @@ def surplus(config: Mapping[str, object], wanted: Mapping[str, object]) -> list[
 def past_the_fence(config: Mapping[str, object]) -> list[str]:
     """Keys of a template that give its clones the host's own devices, files or programs."""
     ways = re.compile(r"hostpci\d+|usb\d+|virtiofs\d+|parallel\d+|args|hookscript")
-    return sorted(key for key in config if ways.fullmatch(key))
+    found = [key for key in config if ways.fullmatch(key)]
+    found += [
+        key
+        for key, value in config.items()
+        if re.fullmatch(r"serial\d+", key) and str(value).startswith("/")
+    ]
+    return sorted(found)
 
 
 def same(config: Mapping[str, object], key: str, wanted: str | int) -> bool:

@@ -36,7 +36,8 @@ class Place:
 
 def pick_template(resources: Resources, name: str) -> list[Guest]:
     """Templates of this name, or the one of this VMID; NotFound tells which there are."""
-    templates = [guest for guest in resources.guests.values() if guest.template]
+    machines = [guest for guest in resources.guests.values() if guest.kind == "qemu"]
+    templates = [guest for guest in machines if guest.template]
     found = [guest for guest in templates if name in (guest.name, str(guest.vmid))]
     if found:
         return found
@@ -46,7 +47,7 @@ def pick_template(resources: Resources, name: str) -> list[Guest]:
             f"there is no template {name}: VM {machine.vmid} of that name is not a template",
             hint=f"`agentlab template check {name}` says what is missing",
         )
-    if any(guest.kind == "qemu" and not guest.name for guest in resources.guests.values()):
+    if any(not guest.name for guest in machines):
         raise Unavailable(
             f"cannot find template {name} yet: Proxmox has not looked at all of its VMs",
             hint="pvestatd does so each 10 s",

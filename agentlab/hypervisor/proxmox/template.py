@@ -202,7 +202,8 @@ class Templates:
         resources = self._inventory.resources("vm")
         ours = self._marked(resources, order.name)
         for found, mark in ours:
-            if _finished(found) and mark.key == order.key:
+            here = mark.owner == order.owner or found.node == self._settings.node
+            if _finished(found) and mark.key == order.key and here:
                 return found.vmid
         self._refuse_namesake(resources, order, {found.vmid for found, _ in ours})
         self._need_node()

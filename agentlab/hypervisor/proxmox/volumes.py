@@ -102,7 +102,7 @@ class ProxmoxVolumes(Part):
         if "images" not in storage.content:
             raise Unsupported(
                 f"cannot make a volume on storage {storage.id}: it takes no disk images",
-                hint=f"pvesm set {storage.id} --content images,…",
+                hint=f"pvesm set {storage.id} --content {','.join(sorted({*storage.content, 'images'}))}",
             )
         files = storage.type in _FILES
         filename = volume_name(number, owner, ".qcow2" if files else "")

@@ -17,6 +17,7 @@ from agentlab.model.profile import NetworkMode
 from agentlab.network import bridge, nft
 from agentlab.network.fence import Fence
 from agentlab.network.settings import Member, NetworkSettings
+from tests.fakes.hypervisor import FakeHypervisor
 
 SETTINGS = NetworkSettings(
     "lab", "vmbr1", IPv4Network("10.77.0.0/16"), IPv4Address("10.77.0.1"), 8844
@@ -150,6 +151,7 @@ def test_the_watch_blames_nobody_for_what_we_do(
     fence = Fence(SETTINGS)
     world: Any = SimpleNamespace(
         fence=fence,
+        hypervisor=FakeHypervisor(),
         sync_fence=lambda: fence.sync(lambda: list(wanted)),
     )
     world.sync_fence()

@@ -1,0 +1,57 @@
+"""A sandbox that has left its rules, by a live migration, and what jobs' looks cost together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from agentlab.control import fence_watch
+from agentlab.errors import Conflict, Unavailable
+from agentlab.hypervisor.base import Power
+from agentlab.model.job import JobState
+from agentlab.operations.glance import Glance
+from tests.fakes.hypervisor import FakeHypervisor
+from tests.unit.operations.test_job_run import Bench, bench
+
+__all__ = ["bench"]  # the fixture
+
+
+def test_a_sandbox_whose_tap_has_gone_elsewhere_loses_its_power(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    hypervisor = bench.hypervisor
+    hypervisor.capabilities = replace(hypervisor.capabilities, makes_taps=True, look=0.1)
+    running = bench.until(bench.create(), JobState.RUNNING)
+    fence_watch.stop_strays(bench.world)
+    assert hypervisor.machines[running.vmid].power is Power.RUNNING
+    bench.fence.elsewhere = [Conflict("tap1000i0 is not a port of vmbr1")]
+    fence_watch.stop_strays(bench.world)
+    assert "not behind its rules" in caplog.text
+    bench.runner.wake(running.operation)
+    assert "lost its power" in bench.until(running, JobState.FAILED).reason
+
+
+def test_whatever_keeps_us_from_proving_the_fence_takes_the_power(bench: Bench) -> None:
+    hypervisor = bench.hypervisor
+    hypervisor.capabilities = replace(hypervisor.capabilities, makes_taps=True)
+    bench.fence.elsewhere = [Unavailable("ip: timed out")]
+    running = bench.until(bench.create(), JobState.RUNNING)
+    powers = [call for call in hypervisor.calls if call in ("start", "stop")]
+    assert powers[:3] == ["start", "stop", "start"]  # off at once, and tried again
+    bench.report(running)
+    bench.until(running, JobState.COMPLETED)
+
+
+def test_many_looks_cost_one_inventory_and_a_failure_is_remembered_too() -> None:
+    hypervisor = FakeHypervisor()
+    glance = Glance(hypervisor)
+    for _ in range(50):
+        assert glance.machine(1000, age=60) is None
+    assert hypervisor.calls == ["inventory"]
+    hypervisor.faults["inventory"] = [Unavailable("away")]
+    late = Glance(hypervisor)
+    for _ in range(50):
+        with pytest.raises(Unavailable):
+            late.machine(1000, age=60)
+    assert hypervisor.calls == ["inventory"] * 2
