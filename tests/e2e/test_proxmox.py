@@ -7,7 +7,9 @@ that the node makes.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +29,7 @@ echo ran >> "$AGENTLAB_ARTIFACTS_DIR/mark"
 ip -br -4 address show eth0 > "$AGENTLAB_ARTIFACTS_DIR/address"
 python3 - <<'PY' > "$AGENTLAB_ARTIFACTS_DIR/reach"
 import socket
-for host, port in (("10.77.0.1", 8844), ("10.77.0.1", 22), ("192.168.77.1", 80), ("10.77.0.9", 80)):
+for host, port in (("10.77.0.1", 8844), ("10.77.0.1", 8080), ("192.168.77.1", 8080)):
     s = socket.socket(); s.settimeout(2)
     try:
         s.connect((host, port)); print(port, "open")
@@ -43,9 +45,30 @@ def place(request: pytest.FixtureRequest) -> Iterator[tuple[Lab, Node]]:
         lab.profile("work", AGENT, memory=512)  # they boot from their disks
         git_repo(lab.scratch / "repo")
         lab.start()
-        built = lab.cli("template", "build", "debian-12")
-        assert built.returncode == 0, built.stderr
-        yield lab, node
+        with doors(lab):
+            built = lab.cli("template", "build", "debian-12")
+            assert built.returncode == 0, built.stderr
+            yield lab, node
+
+
+@contextlib.contextmanager
+def doors(lab: Lab) -> Iterator[None]:
+    """A server on all addresses of the host, one of them of its LAN: only the fence is in the way."""
+    words = ["ip", "-n", lab.namespace, "address", "add", "192.168.77.1/24", "dev", "lo"]
+    subprocess.run(words, check=True)
+    server = subprocess.Popen(
+        ["ip", "netns", "exec", lab.namespace, sys.executable, "-m", "http.server", "8080"],
+        cwd=lab.scratch / "repo", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for host in ("10.77.0.1", "192.168.77.1"):
+            ask = ["ip", "netns", "exec", lab.namespace, "curl", "-sf", "--retry", "20",
+                   "--retry-connrefused", "--retry-delay", "1", f"http://{host}:8080/README"]  # fmt: skip
+            subprocess.run(ask, check=True, stdout=subprocess.DEVNULL)  # from the host it is open
+        yield
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def run(lab: Lab) -> str:
@@ -92,7 +115,7 @@ def test_the_whole_job(place: tuple[Lab, Node]) -> None:
     files = Path(str(job["artifact_dir"])) / "files"
     assert (files / "mark").read_text() == "ran\n"
     assert "10.77.0." in (files / "address").read_text()
-    assert (files / "reach").read_text() == "8844 open\n22 closed\n80 closed\n80 closed\n"
+    assert (files / "reach").read_text() == "8844 open\n8080 closed\n8080 closed\n"
     assert (files.parent / "repo.bundle").stat().st_size > 0
     assert "changed" in (files.parent / "changes.patch").read_text()
     with_secrets = [
