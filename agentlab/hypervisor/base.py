@@ -45,13 +45,20 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine as the inventory shows it; `owner` is "" for one that carries no mark of ours."""
+    """A machine as the inventory shows it; `owner` is "" for one that carries no mark of ours.
+
+    `lock` is the hypervisor's own word for an operation that holds the machine; "" for none.
+    `cpu` is the share of its virtual CPUs that was in use lately, 0.0 to 1.0: up to some seconds
+    old, a measure and no proof; None when it is not known, and of a machine without power.
+    """
 
     vmid: int
     name: str
     owner: str
     power: Power
     node: str = ""
+    lock: str = ""
+    cpu: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,27 @@ def test_two_clones_of_one_memory_snapshot_are_two_machines(local_powered: Local
 
 
 @pytest.mark.vm
+def test_a_guest_that_computes_is_seen_to_be_busy(local_powered: LocalBench) -> None:
+    driver = local_powered.hypervisor
+    local_powered.wait(1012, local_powered.start(1012))
+    assert local_powered.again().inventory()[0].cpu is None  # it has not looked before
+
+    def lately() -> float:
+        driver.inventory()
+        time.sleep(2.5)
+        (seen,) = driver.inventory()
+        assert seen.cpu is not None
+        return seen.cpu
+
+    local_powered.say(1012, "(timeout 6 sh -c 'while :; do :; done' >/dev/null 2>&1 &)")
+    assert lately() > 0.3  # other work has the host's processors too
+    time.sleep(6)
+    assert lately() < 0.3
+    driver.stop(1012, owner=OWNER)
+    assert driver.inventory()[0].cpu is None
+
+
+@pytest.mark.vm
 def test_a_missing_tap_is_not_made_without_rules(local_powered: LocalBench) -> None:
     local_powered.clone(1012)
     local_powered.hypervisor.configure(1012, local_powered.spec(1012, tap=False), owner=OWNER)

@@ -344,6 +344,22 @@ def test_a_locked_machine_is_told_and_kept(proxmox: ProxmoxBench) -> None:
     assert vmids(proxmox) == [1012]
 
 
+def test_a_lock_is_in_the_inventory_by_its_own_word(proxmox: ProxmoxBench) -> None:
+    made(proxmox)
+    proxmox.hypervisor.start(1012, owner=OWNER)
+    with proxmox.served.paused() as node:
+        node.vm(1012).stats["cpu"] = 0.25
+    (seen,) = (each for each in proxmox.hypervisor.inventory() if each.vmid == 1012)
+    assert (seen.lock, seen.cpu) == ("", 0.25)
+    with proxmox.served.paused() as node:
+        node._qm_lock(node.vm(1012), "backup")
+    (seen,) = (each for each in proxmox.hypervisor.inventory() if each.vmid == 1012)
+    assert seen.lock == "backup"
+    alone = proxmox.hypervisor.status(1012)
+    assert alone is not None
+    assert (alone.lock, alone.cpu) == ("backup", None)
+
+
 # Clusters
 
 
