@@ -127,6 +127,9 @@ class FakeHypervisor:
     def rollback(self, vmid: int, name: str, *, owner: str) -> None:
         raise NotFound(f"no snapshot {name}")
 
+    def blockers(self, vmid: int, name: str) -> Sequence[str]:
+        return ()
+
     def snapshots(self, vmid: int) -> Sequence[str]:
         return []
 
