@@ -329,7 +329,10 @@ class Volumes(Protocol):
         ...
 
     def snapshot_volume(self, volid: str, name: str, *, owner: str) -> None:
-        """Takes a snapshot of a detached volume; a name that exists: Conflict."""
+        """Takes a snapshot of a detached volume; a name that exists: Conflict.
+
+        Whether it is from an earlier call that was cut off, the caller alone can know.
+        """
         ...
 
     def rollback_volume(self, volid: str, name: str, *, owner: str) -> None:
@@ -341,7 +344,7 @@ class Volumes(Protocol):
         ...
 
     def volume_snapshots(self, volid: str, *, owner: str) -> Sequence[str]:
-        """Names, oldest first."""
+        """Names, oldest first, of a volume that may be attached."""
         ...
 
     def clone_volume(self, volid: str, number: int, *, snapshot: str = "", owner: str) -> str:
