@@ -11,6 +11,11 @@ def now() -> float:
     return time.time()
 
 
+def utc(at: float) -> str:
+    """`2026-01-31 12:00:01 UTC`, for sentences in records."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
+
+
 @dataclass(frozen=True, slots=True)
 class Deadline:
     """A point in monotonic time by which something has to be done."""

@@ -141,7 +141,7 @@ class Args:
         """A duration; None when it was not given."""
         if name not in self._found:
             return None
-        from agentlab.model.ids import parse_duration
+        from agentlab.units import parse_duration
 
         return float(parse_duration(self.text(name)))
 

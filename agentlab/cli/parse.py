@@ -144,7 +144,7 @@ def _check_value(arg: Arg, value: str) -> None:
     if arg.kind == "count" and not (value.isascii() and value.isdigit() and len(value) < 10):
         raise Usage(f"cannot read {arg.name} {value}: must be a whole number")
     if arg.kind == "duration":
-        from agentlab.model.ids import parse_duration
+        from agentlab.units import parse_duration
 
         parse_duration(value)
     if arg.kind == "state":

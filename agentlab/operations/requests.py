@@ -1,4 +1,4 @@
-"""What people ask for: checked, planned, and written down as operations."""
+"""What people ask for of jobs and templates: checked, planned, and written down as operations."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import json
 
 from agentlab import clock
 from agentlab.engine.runner import Runner
-from agentlab.errors import Busy, Conflict, Invalid
+from agentlab.errors import Conflict, Invalid
 from agentlab.model import plan
 from agentlab.model.ids import new_id
 from agentlab.model.job import JOB, Job, JobSpec
 from agentlab.model.plan import Plan
-from agentlab.model.sandbox import SANDBOX, SandboxEvent, SandboxState
-from agentlab.operations import job_run, sandbox_destroy, template_build
+from agentlab.operations import admit, job_run, template_build
 from agentlab.operations.context import World
 from agentlab.store import events, jobs, operations, sandboxes
 
@@ -24,13 +23,16 @@ _HEARTBEAT = 2
 
 def plan_job(world: World, spec: JobSpec) -> Plan:
     """What a job would get; NotFound for its profile, Invalid for what it asks."""
-    return plan.plan_job(world.profile(spec.profile), spec)
+    planned = plan.plan_job(world.profile(spec.profile), spec)
+    admit.refuse_never(world.config.limits, planned.cores, planned.memory)
+    return planned
 
 
 def create_job(world: World, runner: Runner, spec: JobSpec, request_key: str) -> Job:
     """Writes a job and its operation down; the same key with the same spec gives the same job."""
     profile = world.profile(spec.profile)
     planned = plan.plan_job(profile, spec)
+    admit.refuse_never(world.config.limits, planned.cores, planned.memory)
     asked = hashlib.sha256(json.dumps(dataclasses.asdict(spec), sort_keys=True).encode())
     job_id, operation, now = new_id(), new_id(), clock.now()
     job = Job(
@@ -79,47 +81,6 @@ def cancel_job(world: World, runner: Runner, job_id: str) -> Job:
             )  # fmt: skip
             runner.cancel(tx, job.operation)
     return job
-
-
-def destroy_sandbox(world: World, runner: Runner, reference: str, *, force: bool) -> str:
-    """The operation that destroys a sandbox; with `force` from any state, a running job's too."""
-    with world.store.write() as tx:
-        sandbox = sandboxes.get(tx, reference)
-        if sandbox.state is SandboxState.DESTROYED:
-            raise Conflict(
-                f"failed to destroy sandbox {sandbox.vmid}: it is DESTROYED already",
-                hint="see: agentlab sandbox list --all",
-            )
-        holder = operations.holder_of(tx, f"sandbox:{sandbox.vmid}")
-        if holder is None:
-            if not force:
-                _may_destroy(sandbox.vmid, sandbox.state)
-            subjects = [f"sandbox:{sandbox.vmid}"]
-            return runner.submit(
-                tx, sandbox_destroy.KIND, subjects, {}, job=sandbox.job, vmid=sandbox.vmid
-            )
-        if holder.kind == sandbox_destroy.KIND:
-            return holder.id
-        if not force:
-            raise Busy(
-                f"failed to destroy sandbox {sandbox.vmid}: job {holder.job} runs in it",
-                hint=f"agentlab job cancel {holder.job}, or use --force",
-                details={"operation": holder.id, "job": holder.job},
-            )
-        runner.cancel(tx, holder.id)
-    # without power the job's operation sees at once that nothing more will come
-    world.hypervisor.stop(sandbox.vmid, owner=world.installation)
-    runner.wake(holder.id)
-    return holder.id
-
-
-def _may_destroy(vmid: int, state: SandboxState) -> None:
-    if SandboxEvent.DESTROY not in SANDBOX.allowed(state):
-        raise Conflict(
-            f"failed to destroy sandbox {vmid}: it is {state}",
-            hint="use --force to destroy it from any state",
-            details={"state": state.value, "allowed": list(SANDBOX.allowed(state))},
-        )
 
 
 def build_template(
