@@ -48,7 +48,8 @@ class Interrupted(AgentLabError):
 class Arg:
     """An argument.  A name with dashes is an option, which takes a value when `value` names one.
 
-    `kind` says how the text is read: text, count, duration, or state; `many` may be repeated.
+    `kind` says how the text is read: text, count (from 0), number (from 1), memory, duration, job
+    state or sandbox state; `many` may be repeated.
     """
 
     __slots__ = ("default", "help", "kind", "many", "name", "required", "value")
