@@ -213,7 +213,7 @@ COMMANDS: tuple[Command, ...] = (
         _C + "sandbox_destroy:prune", "agentlab sandbox prune",
     ),
     Command(
-        "sandbox", "inventory", "list the hypervisor's machines, and whose they are", (),
+        "sandbox", "inventory", "list the hypervisor's machines; says whose they are", (),
         _C + "sandbox_reconcile:inventory", "agentlab sandbox inventory",
     ),
     Command(

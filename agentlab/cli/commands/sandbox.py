@@ -11,6 +11,11 @@ from agentlab.cli.commands.labels import pairs
 from agentlab.cli.text import ago, fields, moment, size, span, table
 from agentlab.units import parse_size, render_duration
 
+# Events of the state table that somebody can ask for, and by which verb.
+_VERBS = {
+    "start": "start", "stop": "stop", "pause": "pause", "resume": "resume", "destroy": "destroy",
+    "force destroy": "destroy --force",
+}  # fmt: skip
 _NO_LEASE = ("STOPPED", "DESTROYED")  # states whose lease does not run
 
 
@@ -90,7 +95,7 @@ def described(each: m.SandboxView) -> list[str]:
             ("power", each.power),
             ("address", each.address),
             ("lease", _lease(each)),
-            ("idle stop", each.idle_stop and f"after {render_duration(each.idle_stop)}"),
+            ("idle stop", f"after {render_duration(each.idle_stop)}" if each.idle_stop else ""),
             ("profile", each.profile),
             ("template", each.template),
             ("cores", each.cores or ""),
@@ -102,9 +107,19 @@ def described(each: m.SandboxView) -> list[str]:
             ("labels", " ".join(f"{key}={value}" for key, value in each.labels.items())),
             ("created", moment(each.created)),
             ("changed", moment(each.changed)),
-            ("possible", ", ".join(each.allowed)),
+            ("possible", _possible(each)),
         ]
     )
+
+
+def _possible(each: m.SandboxView) -> str:
+    """What somebody may ask for now."""
+    verbs = [_VERBS[event] for event in each.allowed if event in _VERBS]
+    if "destroy" in verbs:
+        verbs = [verb for verb in verbs if verb != "destroy --force"]
+    if each.state == "RUNNING":
+        verbs.append("lease renew")
+    return ", ".join(verbs)
 
 
 def _lease(each: m.SandboxView) -> str:

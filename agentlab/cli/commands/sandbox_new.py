@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 from agentlab.api import messages as m
@@ -21,7 +22,7 @@ def new(ctx: Context) -> Answer:
     wait = not ctx.args.flag("--no-wait")
     client = ctx.client(waits=wait)
     operation = client.act(api.SANDBOX_CREATE, _request(ctx))
-    operation = _numbered(client, operation)
+    operation = dataclasses.replace(operation, vmid=_vmid(client, operation))
     if not wait:
         lines = [f"sandbox {operation.vmid}"] if operation.vmid else []
         return Answer(operation, [*lines, f"operation {safe(operation.id)}"])
@@ -50,10 +51,10 @@ def _request(ctx: Context) -> m.SandboxRequest:
     )
 
 
-def _numbered(client: Client, operation: m.OperationView) -> m.OperationView:
-    """The operation as soon as its sandbox has a VMID, or nearly."""
+def _vmid(client: Client, operation: m.OperationView) -> int:
+    """The sandbox's VMID as soon as it has one; 0 when that takes too long, or never comes."""
     until = time.monotonic() + _PATIENCE
     while not (operation.vmid or operation.final) and time.monotonic() < until:
         time.sleep(0.05)
         operation = client.call(api.OPERATION_SHOW, path={"id": operation.id})
-    return operation
+    return operation.vmid

@@ -85,7 +85,9 @@ class _Stops:
         for operation in begun:
             self._end(operation)
         document = {"operations": self._operations, "left": self._left, "failed": self._failed}
-        lines = self._lines or ["no sandbox has power"]
+        lines = self._lines or [
+            "no sandbox was stopped" if self._failed else "no sandbox has power"
+        ]
         return Answer(document, lines, status=1 if self._failed else 0)
 
     def _all(self) -> list[str]:

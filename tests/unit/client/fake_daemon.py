@@ -302,7 +302,8 @@ class Handlers:
                 )
             self.w.asked.append(request)
             if kind not in self.w.fails:
-                changed = dataclasses.replace(each, state=target)
+                power = sandbox_view(state=target).power
+                changed = dataclasses.replace(each, state=target, power=power)
                 self.w.sandboxes[str(each.vmid)] = changed
             return self._operation(kind, vmid=each.vmid)
 
