@@ -45,13 +45,20 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine as the inventory shows it; `owner` is "" for one that carries no mark of ours."""
+    """A machine as the inventory shows it; `owner` is "" for one that carries no mark of ours.
+
+    `lock` is the hypervisor's own word for an operation that holds the machine; "" for none.
+    `cpu` is the share of its virtual CPUs that was in use lately, 0.0 to 1.0: up to some seconds
+    old, a measure and no proof; None when it is not known, and of a machine without power.
+    """
 
     vmid: int
     name: str
     owner: str
     power: Power
     node: str = ""
+    lock: str = ""
+    cpu: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,14 +205,33 @@ class Machines(Protocol):
 
 
 class Snapshots(Protocol):
-    """Snapshots of the root disk of a stopped machine, or of a running one with its memory."""
+    """Snapshots of the root disk of a stopped machine.
+
+    While a volume is attached it would be a part of them: Conflict, from `snapshot` and `rollback`.
+    """
 
     def snapshot(self, vmid: int, name: str, *, owner: str) -> None:
-        """Takes a snapshot of the disk; a name that exists: Conflict, unless it is stopped and the same."""
+        """Takes a snapshot of the disk; a name that exists: Conflict, unless it is stopped and the same.
+
+        Unsupported, and nothing is changed, where the disk's storage has no snapshots.
+        """
         ...
 
     def rollback(self, vmid: int, name: str, *, owner: str) -> None:
-        """Puts the stopped machine's root disk back; NotFound for an unknown name."""
+        """Puts the stopped machine's root disk back; NotFound for an unknown name.
+
+        The disk has the size that it had then; the next start makes it as large as its spec says.
+        Some storages go back to their newest snapshot only: Conflict, `details["later"]` has what
+        `blockers` says, and nothing is changed.  Later snapshots stay where the storage keeps them.
+        """
+        ...
+
+    def blockers(self, vmid: int, name: str) -> Sequence[str]:
+        """Later snapshots that stand in the way of a rollback to this one, newest first.
+
+        Empty where the storage does not mind.  What somebody else has made on the storage itself
+        is not known here, and can still make `rollback` refuse.  NotFound: machine or name.
+        """
         ...
 
     def snapshots(self, vmid: int) -> Sequence[str]:

@@ -24,7 +24,11 @@ _RIGHTS_LAST = 60.0  # seconds for which a look at our own rights is believed
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A VM or container as `/cluster/resources` shows it.  Memory is in bytes."""
+    """A VM or container as `/cluster/resources` shows it.  Memory is in bytes.
+
+    `cpu` is the share of its own processors, between two looks of pvestatd (10 s); 0 before the
+    second one (PVE::QemuServer::vmstatus).
+    """
 
     vmid: int
     kind: str  # "qemu" or "lxc"
@@ -34,6 +38,8 @@ class Guest:
     template: bool
     tags: str
     maxmem: int
+    lock: str = ""
+    cpu: float | None = None
 
     @property
     def power(self) -> Power:
@@ -117,7 +123,14 @@ def _guest(kind: str, entry: Mapping[str, object]) -> Guest:
         template=str(entry.get("template", 0)) == "1",
         tags=str(entry.get("tags") or ""),
         maxmem=int(float(str(entry.get("maxmem") or 0))),
+        lock=str(entry.get("lock") or ""),
+        cpu=_share(entry.get("cpu")) if entry.get("status") == "running" else None,
     )
+
+
+def _share(value: object) -> float | None:
+    """QEMU's other threads count too, so that Proxmox may tell of more than all."""
+    return None if value is None else min(1.0, max(0.0, float(str(value))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +192,15 @@ class Inventory:
         self._need_audit()
         found = self.resources("vm")
         return [
-            Machine(guest.vmid, guest.name, self._owner(guest), guest.power, guest.node)
+            Machine(
+                vmid=guest.vmid,
+                name=guest.name,
+                owner=self._owner(guest),
+                power=guest.power,
+                node=guest.node,
+                lock=guest.lock,
+                cpu=guest.cpu if guest.power is Power.RUNNING else None,
+            )
             for guest in sorted(found.guests.values(), key=lambda each: each.vmid)
         ]
 

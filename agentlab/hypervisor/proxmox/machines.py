@@ -93,20 +93,23 @@ class ProxmoxMachines(Part):
         ]
 
     def status(self, vmid: int) -> Machine | None:
-        """From the machine's own node: the inventory of the cluster is up to 10 s behind it."""
+        """From the machine's own node: the inventory of the cluster is up to 10 s behind it.
+
+        `cpu` is not told: each of the node's workers has looks of its own, and a first one says 0.
+        """
         try:
             found = self._inventory.find(vmid)
             if found is None:
                 return None
             name, power = str(found.config.get("name") or ""), self._power(found.node, vmid)
-            return Machine(vmid, name, found.owner, power, found.node)
+            return Machine(vmid, name, found.owner, power, found.node, found.lock)
         except (Unavailable, NoSuchVM):
             pass  # its node is offline, or it is just being moved
         guest = self._inventory.guest(vmid)
         if guest is None:
             return None
         owner = tagged_owner(guest.tags, vmid)
-        return Machine(vmid, guest.name, owner, Power.UNKNOWN, guest.node)
+        return Machine(vmid, guest.name, owner, Power.UNKNOWN, guest.node, guest.lock)
 
     def _power(self, node: str, vmid: int) -> Power:
         """What QEMU says; `status` alone calls a paused machine running."""

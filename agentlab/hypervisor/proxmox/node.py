@@ -193,6 +193,7 @@ class NodeTools:
             raise Conflict(
                 f"{what}: {', '.join(newer)} is newer, and ZFS goes back to the newest only",
                 hint="delete the newer snapshots, or clone the volume from the older one",
+                details={"later": newer[::-1]},
             )
         if plan.tool == "qcow2":
             _do(["qemu-img", "snapshot", "-q", "-a", name, plan.name], what)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agentlab.errors import Busy, Conflict, Denied, NotFound, NotOurs, Unavailable
+from agentlab.errors import Busy, Conflict, Denied, NotFound, NotOurs, Unavailable, Unsupported
 from agentlab.hypervisor.base import MachineSpec, Power
 from agentlab.hypervisor.load import Resource
 from agentlab.hypervisor.proxmox import names
@@ -344,6 +344,22 @@ def test_a_locked_machine_is_told_and_kept(proxmox: ProxmoxBench) -> None:
     assert vmids(proxmox) == [1012]
 
 
+def test_a_lock_is_in_the_inventory_by_its_own_word(proxmox: ProxmoxBench) -> None:
+    made(proxmox)
+    proxmox.hypervisor.start(1012, owner=OWNER)
+    with proxmox.served.paused() as node:
+        node.vm(1012).stats["cpu"] = 0.25
+    (seen,) = (each for each in proxmox.hypervisor.inventory() if each.vmid == 1012)
+    assert (seen.lock, seen.cpu) == ("", 0.25)
+    with proxmox.served.paused() as node:
+        node._qm_lock(node.vm(1012), "backup")
+    (seen,) = (each for each in proxmox.hypervisor.inventory() if each.vmid == 1012)
+    assert seen.lock == "backup"
+    alone = proxmox.hypervisor.status(1012)
+    assert alone is not None
+    assert (alone.lock, alone.cpu) == ("backup", None)
+
+
 # Clusters
 
 
@@ -520,6 +536,87 @@ def test_a_lost_reply_to_allotting_makes_one_volume(proxmox_api: ProxmoxBench) -
         node.lose_reply("POST", "/nodes/{node}/storage/{storage}/content")
     volid = driver(proxmox_api).allot(990000, 64, storage="local", owner=OWNER)
     assert [volume.volid for volume in driver(proxmox_api).volumes(owner=OWNER)] == [volid]
+
+
+# Snapshots on storages that have none, or go back to the newest one only
+
+
+def on_storage(bench: ProxmoxBench, kind: str, **clone: bool) -> None:
+    """VM 1012, configured, on a storage of this type."""
+    with bench.served.paused() as node:
+        node.add_block_storage("tank", kind, pool="rpool/data", vgname="pve")
+        node.make_template(9001, "on-tank", storage="tank", size=1 << 30)
+    bench.hypervisor.clone("on-tank", 1012, name="box1012", owner=OWNER, **clone)
+    bench.hypervisor.configure(1012, bench.spec(1012, tap=False), owner=OWNER)
+
+
+def config_of(bench: ProxmoxBench) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+    with bench.served.paused() as node:
+        vm = node.vm(1012)
+        return dict(vm.config), dict(vm.snapshots), vm.lock
+
+
+def test_where_there_are_no_snapshots_it_is_said_and_nothing_is_changed(
+    proxmox: ProxmoxBench,
+) -> None:
+    on_storage(proxmox, "lvm", full=True)
+    before = config_of(proxmox)
+    with pytest.raises(Unsupported, match=r"its storage has no snapshots.*tank:vm-1012-") as told:
+        proxmox.hypervisor.snapshot(1012, "clean", owner=OWNER)
+    assert "lvmthin, zfspool" in told.value.hint
+    assert config_of(proxmox) == before
+    proxmox.hypervisor.destroy(1012, owner=OWNER)
+    assert not proxmox.leftovers()
+
+
+def test_an_older_snapshot_is_refused_with_the_later_ones_and_nothing_is_changed(
+    proxmox: ProxmoxBench,
+) -> None:
+    hypervisor = proxmox.hypervisor
+    on_storage(proxmox, "zfspool")
+    for name in ("clean", "second", "third"):
+        hypervisor.snapshot(1012, name, owner=OWNER)
+    before = config_of(proxmox)
+    assert hypervisor.blockers(1012, "clean") == ["third", "second"]
+    assert hypervisor.blockers(1012, "third") == []
+    with pytest.raises(Conflict, match="there are later ones: third, second") as told:
+        hypervisor.rollback(1012, "clean", owner=OWNER)
+    assert told.value.details["later"] == ["third", "second"]
+    assert "delete the later snapshots first" in told.value.hint
+    assert config_of(proxmox) == before
+    hypervisor.rollback(1012, "third", owner=OWNER)
+    for name in ("third", "second"):
+        hypervisor.delete_snapshot(1012, name, owner=OWNER)
+    assert hypervisor.blockers(1012, "clean") == []
+    hypervisor.rollback(1012, "clean", owner=OWNER)
+    hypervisor.destroy(1012, owner=OWNER)
+    assert not proxmox.leftovers()
+
+
+def test_a_snapshot_that_somebody_made_on_the_pool_itself_is_told(proxmox: ProxmoxBench) -> None:
+    on_storage(proxmox, "zfspool")
+    proxmox.hypervisor.snapshot(1012, "clean", owner=OWNER)
+    with proxmox.served.paused() as node:
+        volume = str(node.vm(1012).config["scsi0"]).partition(",")[0]
+        assert volume == "tank:base-9001-disk-0/vm-1012-disk-0"
+        node.storages["tank"]["foreign"] = {volume: ["autosnap_2026-11-24"]}
+    assert proxmox.hypervisor.blockers(1012, "clean") == []
+    with pytest.raises(Conflict, match="Proxmox does not know of") as told:
+        proxmox.hypervisor.rollback(1012, "clean", owner=OWNER)
+    assert told.value.details["later"] == []
+    assert "zfs list -t snapshot" in told.value.hint
+
+
+def test_snapshots_kept_as_a_chain_go_back_to_the_newest_one_only(proxmox: ProxmoxBench) -> None:
+    """Proxmox VE 9, on storages that were set so."""
+    made(proxmox)
+    with proxmox.served.paused() as node:
+        node.storages["local"]["snapshot-as-volume-chain"] = 1
+    for name in ("clean", "second"):
+        proxmox.hypervisor.snapshot(1012, name, owner=OWNER)
+    assert proxmox.hypervisor.blockers(1012, "clean") == ["second"]
+    with pytest.raises(Conflict, match="there is a later one: second"):
+        proxmox.hypervisor.rollback(1012, "clean", owner=OWNER)
 
 
 # Rights
