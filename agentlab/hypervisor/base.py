@@ -242,13 +242,6 @@ class Snapshots(Protocol):
         """Absent: returns."""
         ...
 
-    def blockers(self, vmid: int, name: str) -> Sequence[str]:
-        """Later snapshots that stand in the way of a rollback to this one, newest first.
-
-        None where the storage does not mind.
-        """
-        ...
-
 
 class Guest(Protocol):
     """The guest agent of a running machine.  All that comes back is hostile input."""

@@ -152,9 +152,6 @@ class FakeHypervisor:
         if self._ours(vmid, owner).power is not Power.STOPPED:
             raise Conflict(f"machine {vmid} has power")
 
-    def blockers(self, vmid: int, name: str) -> Sequence[str]:
-        return ()
-
     def snapshots(self, vmid: int) -> Sequence[str]:
         if vmid not in self.machines:
             raise NotFound(f"no machine {vmid}")

@@ -87,9 +87,6 @@ class LocalSnapshots(Place):
             if name in images.snapshots(machine.path / DISK):
                 images.delete_snapshot(machine.path / DISK, name)
 
-    def blockers(self, vmid: int, name: str) -> Sequence[str]:
-        return ()
-
     @contextmanager
     def _stopped(self, vmid: int, owner: str, verb: str) -> Iterator[tuple[MachineDir, Record]]:
         machine = self.machine(vmid)

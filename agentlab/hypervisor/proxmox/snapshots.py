@@ -155,9 +155,6 @@ class ProxmoxSnapshots(ProxmoxMachines):
         except NoSuchSnapshot:
             return
 
-    def blockers(self, vmid: int, name: str) -> Sequence[str]:
-        return ()
-
     def _list(self, found: Found) -> list[_Entry]:
         what = f"cannot list the snapshots of VM {found.vmid}"
         return parse_snapshots(self._api.get(f"{found.path}/snapshot", what=what))
