@@ -80,6 +80,7 @@ class ProxmoxSnapshots(ProxmoxMachines):
             )
         if self._power(found.node, vmid) is not Power.STOPPED:
             raise Conflict(f"cannot roll back VM {vmid}: it has power")
+        # after a lost reply once more: without power in between, twice is as once
         self._api.act(
             "POST",
             f"{found.path}/snapshot/{name}/rollback",

@@ -20,7 +20,7 @@ from agentlab.hypervisor.proxmox.names import (
     volume_owner,
 )
 from agentlab.hypervisor.proxmox.node import Storage, Verb, parse_storage
-from agentlab.hypervisor.proxmox.transport import Exists, NoSuchVolume
+from agentlab.hypervisor.proxmox.transport import Exists, NoSuchVolume, ReplyLost
 
 WORK = "scsi1"  # the drive that a work disk is; a template keeps it free
 # Storages whose volumes are files below a directory (PVE::Storage::*Plugin), so that a volume's
@@ -113,12 +113,15 @@ class ProxmoxVolumes(Part):
             "format": "qcow2" if files else "raw",
         }
         path = f"/nodes/{self._node}/storage/{storage.id}/content"
+        volid = f"{storage.id}:{number}/{filename}" if files else f"{storage.id}:{filename}"
         try:
-            made = self._api.change("POST", path, params, what=f"cannot make volume {number}")
+            return str(self._api.change("POST", path, params, what=f"cannot make volume {number}"))
         except Exists:
-            inner = f"{number}/{filename}" if files else filename
-            return f"{storage.id}:{inner}"
-        return str(made)
+            return volid
+        except ReplyLost:
+            if volid not in self._content(owner):
+                raise  # it was not made: it may be asked for again
+            return volid
 
     def attach(self, vmid: int, volid: str, *, owner: str) -> None:
         self._need_ours(volid, owner, "attach")

@@ -30,12 +30,6 @@ def driver(bench: ProxmoxBench) -> ProxmoxHypervisor:
     return bench.hypervisor
 
 
-def only_api(bench: ProxmoxBench) -> None:
-    """Some faults are of HTTP; pvesh has no connection that could break."""
-    if bench.hypervisor.capabilities and driver(bench)._api.transport.foreground:
-        pytest.skip("a fault of HTTP alone")
-
-
 def made(bench: ProxmoxBench, vmid: int = 1012) -> MachineSpec:
     """A machine of ours, configured."""
     spec = bench.spec(vmid)
@@ -231,9 +225,12 @@ def test_a_lost_reply_has_its_effect_once(proxmox_api: ProxmoxBench, name: str) 
     call = walk(proxmox_api, name)
     with proxmox_api.served.paused() as node:
         before = {vm.vmid for vm in node.vms}
+        sent = node.counts[method, template]
         fault = node.lose_reply(method, template)
     call()
     assert fault.times == 0
+    sent = asked(proxmox_api, method, template) - sent
+    assert sent == (2 if name == "rollback" else 1), "what it has done is looked for, not asked for"
     call()  # and again quietly
     with proxmox_api.served.paused() as node:
         after = {vm.vmid for vm in node.vms}
@@ -241,6 +238,18 @@ def test_a_lost_reply_has_its_effect_once(proxmox_api: ProxmoxBench, name: str) 
     proxmox_api.hypervisor.destroy(1012, owner=OWNER)
     assert vmids(proxmox_api) == []
     assert not proxmox_api.leftovers()
+
+
+def test_a_clone_whose_reply_was_lost_is_waited_for_and_not_asked_for_again(
+    proxmox_api: ProxmoxBench,
+) -> None:
+    with proxmox_api.served.paused() as node:
+        node.time_scale, node.seconds["qmclone"] = 1.0, 1.0
+        node.lose_reply("POST", CLONE)
+    proxmox_api.clone(1012)
+    with proxmox_api.served.paused() as node:
+        assert (node.vm(1012).lock, node.running_tasks()) == (None, [])
+    assert asked(proxmox_api, "POST", CLONE) == 1
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -519,6 +528,7 @@ def test_a_lost_reply_to_allotting_makes_one_volume(proxmox_api: ProxmoxBench) -
     with proxmox_api.served.paused() as node:
         node.lose_reply("POST", "/nodes/{node}/storage/{storage}/content")
     volid = driver(proxmox_api).allot(990000, 64, storage="local", owner=OWNER)
+    assert asked(proxmox_api, "POST", "/nodes/{node}/storage/{storage}/content") == 1
     assert [volume.volid for volume in driver(proxmox_api).volumes(owner=OWNER)] == [volid]
 
 
