@@ -49,7 +49,7 @@ OTHERS = (
     ("POST", f"{VM}/status/resume"), ("POST", f"{VM}/snapshot"), ("GET", f"{VM}/snapshot"),
     ("POST", f"{VM}/snapshot/{{snapname}}/rollback"), ("DELETE", f"{VM}/snapshot/{{snapname}}"),
     ("GET", f"{NODE}/tasks"), ("POST", f"{VM}/agent/ping"), ("GET", "/cluster/nextid"),
-    ("GET", "/storage/{storage}"), ("GET", f"{NODE}/storage"), ("POST", STORAGE),
+    ("GET", "/storage"), ("GET", f"{NODE}/storage"), ("POST", STORAGE),
     ("DELETE", f"{STORAGE}/{{volume}}"), ("GET", f"{NODE}/tasks/{{upid}}/log"),
 )  # fmt: skip
 WORKERS = 4
