@@ -113,6 +113,7 @@ def afar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
 
 def test_a_volume_goes_back_to_its_snapshot(shelf: Shelf) -> None:
     driver = shelf.driver
+    assert driver.capabilities.volume_tools
     volid = driver.allot(990000, 8, owner=OWNER)
     shelf.write(volid, 0x11)
     driver.snapshot_volume(volid, "first", owner=OWNER)
@@ -219,6 +220,7 @@ def test_nothing_is_done_to_a_strangers_volume_or_to_one_that_is_attached(shelf:
 
 def test_with_a_token_alone_it_is_refused_before_anything_is_done(afar: Shelf) -> None:
     driver = afar.driver
+    assert (driver.capabilities.volumes, driver.capabilities.volume_tools) == (True, False)
     volid = driver.allot(990000, 8, owner=OWNER)
     for attempt in (
         lambda: driver.snapshot_volume(volid, "first", owner=OWNER),
