@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
 
 def now() -> float:
@@ -34,6 +35,16 @@ class Deadline:
     @property
     def passed(self) -> bool:
         return time.monotonic() >= self.at
+
+
+class Timed(Protocol):
+    """Whatever has an end in time that is looked at now and then: a Deadline, or one that moves."""
+
+    @property
+    def left(self) -> float: ...
+
+    @property
+    def passed(self) -> bool: ...
 
 
 class Stamps:

@@ -36,6 +36,7 @@ class Capabilities:
     slowness: float  # factor for every deadline that waits for a guest; 1.0 with KVM
     memory_start: bool  # machines start from a memory snapshot of the booted template
     volumes: bool = False
+    volume_tools: bool = False  # their snapshots, clones, growth and moves, besides
     snapshots: bool = True
     makes_taps: bool = False  # the hypervisor itself makes the tap, with the power: `tap_of(vmid)`
     look: float = (
@@ -45,13 +46,20 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine as the inventory shows it; `owner` is "" for one that carries no mark of ours."""
+    """A machine as the inventory shows it; `owner` is "" for one that carries no mark of ours.
+
+    `lock` is the hypervisor's own word for an operation that holds the machine; "" for none.
+    `cpu` is the share of its virtual CPUs that was in use lately, 0.0 to 1.0: up to some seconds
+    old, a measure and no proof; None when it is not known, and of a machine without power.
+    """
 
     vmid: int
     name: str
     owner: str
     power: Power
     node: str = ""
+    lock: str = ""
+    cpu: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,14 +206,33 @@ class Machines(Protocol):
 
 
 class Snapshots(Protocol):
-    """Snapshots of the root disk of a stopped machine, or of a running one with its memory."""
+    """Snapshots of the root disk of a stopped machine.
+
+    While a volume is attached it would be a part of them: Conflict, from `snapshot` and `rollback`.
+    """
 
     def snapshot(self, vmid: int, name: str, *, owner: str) -> None:
-        """Takes a snapshot of the disk; a name that exists: Conflict, unless it is stopped and the same."""
+        """Takes a snapshot of the disk; a name that exists: Conflict, unless it is stopped and the same.
+
+        Unsupported, and nothing is changed, where the disk's storage has no snapshots.
+        """
         ...
 
     def rollback(self, vmid: int, name: str, *, owner: str) -> None:
-        """Puts the stopped machine's root disk back; NotFound for an unknown name."""
+        """Puts the stopped machine's root disk back; NotFound for an unknown name.
+
+        The disk has the size that it had then; the next start makes it as large as its spec says.
+        Some storages go back to their newest snapshot only: Conflict, `details["later"]` has what
+        `blockers` says, and nothing is changed.  Later snapshots stay where the storage keeps them.
+        """
+        ...
+
+    def blockers(self, vmid: int, name: str) -> Sequence[str]:
+        """Later snapshots that stand in the way of a rollback to this one, newest first.
+
+        Empty where the storage does not mind.  What somebody else has made on the storage itself
+        is not known here, and can still make `rollback` refuse.  NotFound: machine or name.
+        """
         ...
 
     def snapshots(self, vmid: int) -> Sequence[str]:
@@ -214,13 +241,6 @@ class Snapshots(Protocol):
 
     def delete_snapshot(self, vmid: int, name: str, *, owner: str) -> None:
         """Absent: returns."""
-        ...
-
-    def blockers(self, vmid: int, name: str) -> Sequence[str]:
-        """Later snapshots that stand in the way of a rollback to this one, newest first.
-
-        None where the storage does not mind.
-        """
         ...
 
 
@@ -272,6 +292,8 @@ class Volume:
 
 class Volumes(Protocol):
     """Volumes that outlive machines.  Where `Capabilities.volumes` is false there are none.
+
+    Where `Capabilities.volume_tools` is false, `move` and all that follows it are Unsupported.
 
     The owner is in the volume's name, which the call that makes it writes.  What does not carry
     our owner is never attached, changed or freed: NotOurs.  Unsupported is raised before anything

@@ -167,10 +167,10 @@ def parse_sandbox_name(text: str) -> str:
 
 def parse_snapshot_name(text: str) -> str:
     """The name of a snapshot that somebody may take, restore or delete; by Proxmox's rule."""
-    if not _SNAPSHOT.fullmatch(text) or text == "current":
+    if not _SNAPSHOT.fullmatch(text) or text.lower() in ("current", "pending"):
         raise Invalid(
             f"cannot use {text[:100]!r} as the name of a snapshot",
-            hint="use 2 to 40 letters, digits, '-' and '_', a letter first; not `current`",
+            hint="use 2 to 40 letters, digits, '-' and '_', a letter first; not `current` or `pending`",
             details={"path": "name"},
         )
     return text

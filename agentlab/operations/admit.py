@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from agentlab.config import Limits
-from agentlab.engine.step import Call, Later, Output, Result
+from agentlab.engine.step import Call, Later, Result
 from agentlab.errors import Busy, Conflict
-from agentlab.model.sandbox import POWERED, Sandbox, SandboxState
+from agentlab.model.sandbox import POWERED, SANDBOX, Sandbox, SandboxEvent, SandboxState
 from agentlab.store import operations, sandboxes
 from agentlab.store.db import Tx
 
@@ -36,6 +36,10 @@ class Room:
         if limits.memory and self.memory + memory > limits.memory:
             return f"{self.memory} of {limits.memory} MiB memory are taken, and it needs {memory}"
         return ""
+
+
+def nothing_else(_: Tx, __: Sandbox) -> None:
+    """Being let in is all."""
 
 
 def measure(live: Sequence[Sandbox], limits: Limits) -> Room:
@@ -74,30 +78,37 @@ def refuse_now(
 def admit(
     call: Call,
     limits: Limits,
-    enter: Callable[[Tx, Sandbox], Output],
+    event: SandboxEvent,
     *,
-    new: bool,
     queue: bool = True,
+    also: Callable[[Tx, Sandbox], None] = nothing_else,
 ) -> Result:
-    """Calls `enter` in the transaction that finds room; Later tells the place in the queue.
+    """Moves the sandbox by `event` in the transaction that finds room; Later tells its place.
 
     Whoever is first in the queue goes first, whatever the others need.  Without `queue` it is now
-    or never: Conflict.
+    or never: Conflict.  `also` is called in the same transaction.
     """
     with call.store.write() as tx:
         sandbox = sandboxes.get(tx, call.operation.vmid)
-        cores, memory = sandbox.cores, sandbox.memory
-        if not queue:
-            try:
-                refuse_now(tx, limits, cores, memory, new=new, but=call.operation.id)
-            except Busy as full:  # which the engine would try again
-                raise Conflict(full.message, hint=full.hint) from full
-            return enter(tx, sandbox)
+        if event not in SANDBOX.allowed(sandbox.state):
+            return {}  # it is in already: this is done again after an interruption
+        cores, memory, new = sandbox.cores, sandbox.memory, event is SandboxEvent.PROVISION
         refuse_never(limits, cores, memory)
         waiting = operations.at_step(tx, STEP)
         place = waiting.index(call.operation.id) if call.operation.id in waiting else 0
         lacking = measure(sandboxes.live(tx), limits).lacks(cores, memory, new=new)
-        if place == 0 and not lacking:
-            return enter(tx, sandbox)
+        if not queue:
+            _need_now(tx, limits, sandbox, call, new=new)
+        if not queue or (place == 0 and not lacking):
+            sandboxes.transition(tx, sandbox.vmid, event, operation=call.operation.id)
+            also(tx, sandbox)
+            return {}
     why = f"; {lacking}" if lacking else ""
     raise Later(_LOOK_AGAIN, f"room on this host: place {place + 1} in the queue{why}")
+
+
+def _need_now(tx: Tx, limits: Limits, sandbox: Sandbox, call: Call, *, new: bool) -> None:
+    try:
+        refuse_now(tx, limits, sandbox.cores, sandbox.memory, new=new, but=call.operation.id)
+    except Busy as full:  # which the engine would try again
+        raise Conflict(full.message, hint=full.hint) from full

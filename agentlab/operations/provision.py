@@ -74,18 +74,10 @@ class Provision:
         return admit.admit(
             call,
             self._world.config.limits,
-            lambda tx, sandbox: self._enter(tx, sandbox, call),
-            new=True,
+            SandboxEvent.PROVISION,
             queue=wanted_of(call).queue,
+            also=_job_begins,
         )
-
-    def _enter(self, tx: Tx, sandbox: Sandbox, call: Call) -> Output:
-        if sandbox.state is SandboxState.REQUESTED:  # or else an older version has let it in
-            event = SandboxEvent.PROVISION
-            sandboxes.transition(tx, sandbox.vmid, event, operation=call.operation.id)
-            if sandbox.job:
-                jobs.transition(tx, sandbox.job, JobEvent.PROVISION)
-        return {}
 
     def keep_clean(self, call: Call) -> Result:
         """The snapshot that `revert` goes back to, from before the first power-on."""
@@ -229,6 +221,11 @@ class Provision:
         with contextlib.suppress(NotOurs):
             self._world.hypervisor.destroy(vmid_of(call), owner=self._world.installation)
         return None
+
+
+def _job_begins(tx: Tx, sandbox: Sandbox) -> None:
+    if sandbox.job:
+        jobs.transition(tx, sandbox.job, JobEvent.PROVISION)
 
 
 def _no_snapshot(tx: Tx, sandbox: Sandbox, reason: str, operation: str) -> Output:

@@ -13,9 +13,11 @@ from agentlab.model import plan
 from agentlab.model.ids import new_id
 from agentlab.model.job import JOB, Job, JobSpec
 from agentlab.model.plan import Plan
+from agentlab.model.sandbox import Sandbox
 from agentlab.operations import admit, job_run, template_build
 from agentlab.operations.context import World
 from agentlab.store import events, jobs, operations, sandboxes
+from agentlab.store.operations import OperationRow
 
 _PROVISIONING = 7200.0  # seconds: more than the steps up to the delivery may take in sum
 _HEARTBEAT = 2
@@ -99,16 +101,14 @@ def build_template(
 def guest_document(world: World, job: Job) -> dict[str, object]:
     """The job as the runner in the guest gets it, once it has shown its token."""
     with world.store.read() as tx:
-        arguments = operations.get(tx, job.operation).input
+        operation = operations.get(tx, job.operation)
         sandbox = sandboxes.get(tx, job.vmid)
+    arguments = operation.input
     planned, agent, limits = (_mapping(arguments[key]) for key in ("plan", "agent", "limits"))
-    handback = int(str(arguments["handback"]))
     repo = job.spec.repo
     source: dict[str, object] = {"kind": "bundle", "ref": repo.ref or None}
     if not repo.bundle:
         source = {"kind": "git", "url": repo.url, "ref": repo.ref or None, "depth": repo.depth}
-    left = max(1, int(sandbox.lease_until - clock.now())) if sandbox.lease_until else None
-    time_limit = int(str(planned["time_limit"]))
     return {
         "protocol": job_run.PROTOCOL,
         "id": job.id,
@@ -119,8 +119,8 @@ def guest_document(world: World, job: Job) -> dict[str, object]:
         "command": planned["command"],
         "bubblewrap": agent["bubblewrap"],
         "env": agent["env"],
-        "time_limit": time_limit if left is None else max(1, min(time_limit, left - handback)),
-        "handback_limit": handback,
+        "time_limit": max(1, agent_time_left(sandbox, operation)),
+        "handback_limit": int(str(arguments["handback"])),
         "heartbeat": _HEARTBEAT,
         "limits": {
             "log_bytes": limits["log"],
@@ -129,6 +129,17 @@ def guest_document(world: World, job: Job) -> dict[str, object]:
             "artifact_count": limits["artifact_count"],
         },
     }
+
+
+def agent_time_left(sandbox: Sandbox, operation: OperationRow) -> int:
+    """Seconds that a job's agent has from now on: it is stopped early enough to hand back.
+
+    One clock for it and for the lease, so that a renewed lease gives the agent more.
+    """
+    if not sandbox.lease_until:  # it has asked before the daemon has noted that it was delivered
+        return int(str(_mapping(operation.input["plan"])["time_limit"]))
+    handback = int(str(operation.input["handback"]))
+    return max(0, int(sandbox.lease_until - clock.now()) - handback)
 
 
 def _mapping(value: object) -> dict[str, object]:

@@ -38,13 +38,8 @@ def start(world: World) -> Operation:
     boot = Boot(world)
 
     def let_in(call: Call) -> Result:
-        return admit.admit(
-            call,
-            world.config.limits,
-            lambda tx, sandbox: enter(tx, sandbox, call),
-            new=False,
-            queue=call.operation.input.get("queue") is not False,
-        )
+        queue = call.operation.input.get("queue") is not False
+        return admit.admit(call, world.config.limits, SandboxEvent.START, queue=queue)
 
     def back(call: Call) -> Result:
         vmid, why = call.operation.vmid, call.operation.error
@@ -60,12 +55,6 @@ def start(world: World) -> Operation:
             boot.awaiting(handed_over),
         ],
     )
-
-
-def enter(tx: Tx, sandbox: Sandbox, call: Call) -> Output:
-    """It takes its part of this host from now on."""
-    sandboxes.transition(tx, sandbox.vmid, SandboxEvent.START, operation=call.operation.id)
-    return {}
 
 
 def stop(world: World) -> Operation:

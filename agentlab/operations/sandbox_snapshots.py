@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from agentlab.engine.step import Call, Operation, Output, Result, Step
 from agentlab.errors import Conflict, InvalidTransition, NotFound
 from agentlab.hypervisor.base import Volumes
-from agentlab.model.sandbox import CLEAN, SANDBOX, Sandbox, SandboxState
+from agentlab.model.sandbox import CLEAN, SANDBOX, Sandbox, SandboxEvent, SandboxState
 from agentlab.operations import admit
 from agentlab.operations.boot import Boot, handed_over, is_off, unfence
 from agentlab.operations.context import World
-from agentlab.operations.sandbox_power import enter, halt
+from agentlab.operations.sandbox_power import halt
 from agentlab.operations.turn import STEP as TURN
 from agentlab.operations.turn import turn
 from agentlab.store import events, sandboxes
@@ -227,12 +227,7 @@ class _Revert:
         return lambda tx: _told(tx, call, f"sandbox {vmid} is back at snapshot {name}")
 
     def admit(self, call: Call) -> Result:
-        return admit.admit(
-            call,
-            self._world.config.limits,
-            lambda tx, sandbox: enter(tx, sandbox, call),
-            new=False,
-        )
+        return admit.admit(call, self._world.config.limits, SandboxEvent.START)
 
     def back(self, call: Call) -> Result:
         vmid, why = call.operation.vmid, call.operation.error

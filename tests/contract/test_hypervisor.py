@@ -11,7 +11,7 @@ import pytest
 
 from agentlab.errors import Conflict, DeadlineExceeded, Invalid, NotFound, NotOurs, Unavailable
 from agentlab.hypervisor.base import ExecResult, Machine, Power
-from tests.contract.bench import OWNER, STRANGER, Bench
+from tests.contract.bench import OWNER, STRANGER, Bench, LocalBench
 
 
 def of_ours(bench: Bench) -> list[Machine]:
@@ -108,6 +108,7 @@ def test_what_is_not_there_is_not_found(bench: Bench) -> None:
         lambda: driver.pause(1012, owner=OWNER),
         lambda: driver.snapshot(1012, "clean", owner=OWNER),
         lambda: driver.snapshots(1012),
+        lambda: driver.blockers(1012, "clean"),
         lambda: driver.ready(1012, spec),
         lambda: driver.ping(1012),
     ):
@@ -167,11 +168,48 @@ def test_rollback_to_a_name_that_is_not_there(bench: Bench) -> None:
     bench.clone(1012)
     with pytest.raises(NotFound):
         bench.hypervisor.rollback(1012, "clean", owner=OWNER)
+    with pytest.raises(NotFound):
+        bench.hypervisor.blockers(1012, "clean")
+    with pytest.raises(NotFound):
+        bench.hypervisor.blockers(1013, "clean")
+
+
+def test_later_snapshots_stay_when_an_older_one_is_put_back(bench: Bench) -> None:
+    bench.clone(1012)
+    bench.hypervisor.configure(1012, bench.spec(1012, tap=False), owner=OWNER)
+    for name in ("clean", "second", "third"):
+        bench.hypervisor.snapshot(1012, name, owner=OWNER)
+    assert not bench.hypervisor.blockers(1012, "clean")
+    bench.hypervisor.rollback(1012, "clean", owner=OWNER)
+    bench.hypervisor.rollback(1012, "clean", owner=OWNER)
+    assert list(bench.hypervisor.snapshots(1012)) == ["clean", "second", "third"]
+    bench.hypervisor.rollback(1012, "third", owner=OWNER)
+
+
+def test_a_disk_grows_after_its_snapshot_and_is_put_back(bench: Bench) -> None:
+    bench.clone(1012)
+    bench.hypervisor.configure(1012, bench.spec(1012, tap=False), owner=OWNER)
+    bench.hypervisor.snapshot(1012, "clean", owner=OWNER)
+    larger = replace(bench.spec(1012, tap=False), disk=3072)
+    bench.hypervisor.configure(1012, larger, owner=OWNER)
+    bench.hypervisor.rollback(1012, "clean", owner=OWNER)
+    bench.hypervisor.configure(1012, larger, owner=OWNER)
+    assert list(bench.hypervisor.snapshots(1012)) == ["clean"]
+
+
+def test_destroy_takes_the_snapshots_along(bench: Bench) -> None:
+    bench.clone(1012)
+    for name in ("clean", "second"):
+        bench.hypervisor.snapshot(1012, name, owner=OWNER)
+    bench.hypervisor.rollback(1012, "clean", owner=OWNER)
+    bench.hypervisor.destroy(1012, owner=OWNER)
+    assert not of_ours(bench)
+    assert not bench.leftovers()
 
 
 def test_a_snapshot_needs_a_plain_name(bench: Bench) -> None:
     bench.clone(1012)
-    for name in ("", "-c", "a/b", "a b", "ä", "x" * 41):
+    for name in ("", "x", "-c", "a/b", "a b", "ä", "x" * 41, "current", "Pending"):
         with pytest.raises(Invalid):
             bench.hypervisor.snapshot(1012, name, owner=OWNER)
 
@@ -261,3 +299,30 @@ def test_a_changed_disk_boots_with_what_was_written(powered: Bench) -> None:
     assert powered.say(1012, "cat /etc/machine-id") == before
     assert powered.say(1012, "cat /root/mark") == "kept"
     assert powered.say(1012, "systemctl --failed --plain --no-legend") == ""
+
+
+@pytest.mark.vm
+@pytest.mark.slow
+@pytest.mark.parametrize("powered", ["local", "api"], indirect=True)  # two boots each
+def test_clean_is_put_back_under_a_disk_that_grew(powered: Bench) -> None:
+    if isinstance(powered, LocalBench):
+        powered.hypervisor = powered.again(start_mode="cold")
+    driver, spec = powered.hypervisor, powered.spec(1012, disk=12 << 10)
+    powered.clone(1012)
+    driver.configure(1012, replace(spec, disk=4 << 10), owner=OWNER)
+    begun = time.monotonic()
+    driver.snapshot(1012, "clean", owner=OWNER)
+    print(f"the clean snapshot took {(time.monotonic() - begun) * 1000:.0f} ms")
+    for _ in range(2):
+        driver.configure(1012, spec, owner=OWNER)
+        driver.start(1012, owner=OWNER)
+        powered.wait(1012, spec)
+        assert int(powered.say(1012, "df -m --output=size / | tail -1")) > 11 << 10
+        assert powered.say(1012, "cat /root/mark 2>/dev/null || echo gone") == "gone"
+        powered.say(1012, "echo kept >/root/mark; sync")
+        driver.stop(1012, owner=OWNER)
+        begun = time.monotonic()
+        driver.rollback(1012, "clean", owner=OWNER)
+        print(f"the rollback took {(time.monotonic() - begun) * 1000:.0f} ms")
+    driver.destroy(1012, owner=OWNER)
+    assert not powered.leftovers()

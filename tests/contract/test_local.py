@@ -69,6 +69,27 @@ def test_two_clones_of_one_memory_snapshot_are_two_machines(local_powered: Local
 
 
 @pytest.mark.vm
+def test_a_guest_that_computes_is_seen_to_be_busy(local_powered: LocalBench) -> None:
+    driver = local_powered.hypervisor
+    local_powered.wait(1012, local_powered.start(1012))
+    assert local_powered.again().inventory()[0].cpu is None  # it has not looked before
+
+    def lately() -> float:
+        driver.inventory()
+        time.sleep(2.5)
+        (seen,) = driver.inventory()
+        assert seen.cpu is not None
+        return seen.cpu
+
+    local_powered.say(1012, "(timeout 6 sh -c 'while :; do :; done' >/dev/null 2>&1 &)")
+    assert lately() > 0.3  # other work has the host's processors too
+    time.sleep(6)
+    assert lately() < 0.3
+    driver.stop(1012, owner=OWNER)
+    assert driver.inventory()[0].cpu is None
+
+
+@pytest.mark.vm
 def test_a_missing_tap_is_not_made_without_rules(local_powered: LocalBench) -> None:
     local_powered.clone(1012)
     local_powered.hypervisor.configure(1012, local_powered.spec(1012, tap=False), owner=OWNER)
@@ -79,23 +100,31 @@ def test_a_missing_tap_is_not_made_without_rules(local_powered: LocalBench) -> N
 
 @pytest.mark.vm
 def test_rollback_to_clean_starts_from_memory_again(local_powered: LocalBench) -> None:
-    driver, spec = local_powered.hypervisor, local_powered.spec(1012)
+    driver, spec = local_powered.hypervisor, local_powered.spec(1012, disk=12 << 10)
     local_powered.clone(1012)
     driver.configure(1012, spec, owner=OWNER)
+    begun = time.monotonic()
     driver.snapshot(1012, "clean", owner=OWNER)
+    print(f"the clean snapshot took {(time.monotonic() - begun) * 1000:.0f} ms")
     driver.start(1012, owner=OWNER)
-    local_powered.wait(1012, spec)
+    assert local_powered.wait(1012, spec) < 15  # a snapshot does not keep it from that
+    assert int(local_powered.say(1012, "df -m --output=size / | tail -1")) > 11 << 10
     local_powered.say(1012, "echo changed >/root/mark; sync")
     driver.stop(1012, owner=OWNER)
     driver.snapshot(1012, "changed", owner=OWNER)
     with pytest.raises(Conflict):
         driver.snapshot(1012, "clean", owner=OWNER)
+    begun = time.monotonic()
     driver.rollback(1012, "clean", owner=OWNER)
+    print(f"the rollback took {(time.monotonic() - begun) * 1000:.0f} ms")
     driver.start(1012, owner=OWNER)
     assert local_powered.wait(1012, spec) < 15
     assert local_powered.say(1012, "ls /root/mark 2>/dev/null || echo gone") == "gone"
+    assert int(local_powered.say(1012, "df -m --output=size / | tail -1")) > 11 << 10
     driver.stop(1012, owner=OWNER)
     assert list(driver.snapshots(1012)) == ["clean", "changed"]
+    driver.destroy(1012, owner=OWNER)
+    assert not local_powered.leftovers()
 
 
 @pytest.mark.vm

@@ -12,8 +12,9 @@ from agentlab.hypervisor.local.snapshots import LocalSnapshots
 class LocalHypervisor(LocalMachines, LocalSnapshots, LocalGuest):
     """QEMU processes on this host; needs root for their taps.
 
-    It keeps nothing in memory: all that it knows is in the machines' directories and in the
-    processes themselves, so any number of instances, in any number of processes, may be used.
+    It keeps nothing in memory but the last look at each QEMU's processor time: all else that it
+    knows is in the machines' directories and in the processes themselves, so any number of
+    instances, in any number of processes, may be used.
     """
 
     @property

@@ -52,7 +52,9 @@ class LocalMachines(Place):
             raise Unavailable(f"cannot read the machines: {error}") from error
         sweep(self.root)
         found = (self.status(int(name)) for name in sorted(names) if _is_vmid(name))
-        return [machine for machine in found if machine is not None]
+        machines = [machine for machine in found if machine is not None]
+        self.usage.keep([machine.vmid for machine in machines])
+        return machines
 
     def templates(self) -> Sequence[Template]:
         try:
@@ -65,10 +67,16 @@ class LocalMachines(Place):
         machine = self.machine(vmid)
         record = machine.read()
         if record is not None:
-            return Machine(vmid, record.name, record.owner, look(machine, record))
+            power = look(machine, record)
+            cpu = None if power is Power.STOPPED else self._cpu(machine, record)
+            return Machine(vmid, record.name, record.owner, power, cpu=cpu)
         if machine.path.exists():
             return Machine(vmid, "", "", Power.STOPPED)
         return None
+
+    def _cpu(self, machine: MachineDir, record: Record) -> float | None:
+        pid = process.find(machine.path, record.uuid)
+        return self.usage.share(record.vmid, pid, record.spec.cores if record.spec else 1)
 
     def clone(self, template: str, vmid: int, *, name: str, owner: str, full: bool = False) -> None:
         machine = self.machine(vmid)

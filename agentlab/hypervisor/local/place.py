@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ from agentlab.hypervisor.local.accelerator import choose, processor, qemu_versio
 from agentlab.hypervisor.local.machine_dir import MachineDir
 from agentlab.hypervisor.local.memory import MemorySnapshot, ensure_snapshot, template_launch
 from agentlab.hypervisor.local.template import TemplateInfo, load_template
+from agentlab.hypervisor.local.usage import Usage
 
 _probe = threading.Lock()
 
@@ -41,6 +42,7 @@ class Place:
     start_mode: Literal["auto", "cold", "memory"] = "auto"
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     patience: float = 600.0  # seconds that a start waits for another one's memory snapshot
+    usage: Usage = field(default_factory=Usage, repr=False, compare=False)
 
     def machine(self, vmid: int) -> MachineDir:
         if not self.root.is_dir():

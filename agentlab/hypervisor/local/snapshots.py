@@ -19,18 +19,25 @@ from agentlab.hypervisor.local.machine_dir import DISK, MachineDir, Mark, Record
 from agentlab.hypervisor.local.place import Place
 from agentlab.hypervisor.local.power import look, power_off
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
+# the rule of Proxmox, so that a name is one everywhere
+_NAME = re.compile(r"(?!(?i:current|pending)$)[A-Za-z][A-Za-z0-9_-]{1,39}")
+
+
+def check_snapshot(name: str) -> str:
+    """The name as it is; Invalid with the rule."""
+    if not _NAME.fullmatch(name):
+        raise Invalid(
+            f"not a name for a snapshot: {name!r}",
+            hint="2 to 40 letters, digits, _ and -, first a letter; not `current` or `pending`",
+        )
+    return name
 
 
 class LocalSnapshots(Place):
     """Implements `base.Snapshots`."""
 
     def snapshot(self, vmid: int, name: str, *, owner: str) -> None:
-        if not _NAME.fullmatch(name):
-            raise Invalid(
-                f"not the name of a snapshot: {name!r}",
-                hint="a letter, then letters, digits, - and _, 40 at most",
-            )
+        check_snapshot(name)
         with self._stopped(vmid, owner, "take a snapshot of") as (machine, record):
             for mark in record.marks:
                 if mark.name == name and mark.state == record.state:
@@ -57,6 +64,12 @@ class LocalSnapshots(Place):
                 hint="it has " + (", ".join(mark.name for mark in record.marks) or "none"),
             )
 
+    def blockers(self, vmid: int, name: str) -> Sequence[str]:
+        """None: an image holds its snapshots beside each other."""
+        if name not in self.snapshots(vmid):
+            raise NotFound(f"machine {vmid} has no snapshot {name}")
+        return ()
+
     def snapshots(self, vmid: int) -> Sequence[str]:
         record = self.machine(vmid).read()
         if record is None:
@@ -73,9 +86,6 @@ class LocalSnapshots(Place):
             machine.write(replace(record, marks=marks))
             if name in images.snapshots(machine.path / DISK):
                 images.delete_snapshot(machine.path / DISK, name)
-
-    def blockers(self, vmid: int, name: str) -> Sequence[str]:
-        return ()
 
     @contextmanager
     def _stopped(self, vmid: int, owner: str, verb: str) -> Iterator[tuple[MachineDir, Record]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agentlab.errors import Busy, Denied, NotFound, NotOurs, Unavailable
 from agentlab.hypervisor.base import Machine, Power
 from agentlab.hypervisor.proxmox.names import parse_owner, tagged_owner
+from agentlab.hypervisor.proxmox.rights import Granted, holds, parse_permissions
 from agentlab.hypervisor.proxmox.settings import Settings
 from agentlab.hypervisor.proxmox.tasks import Api
 from agentlab.hypervisor.proxmox.transport import Exists, NoSuchVM, Parameter, Refused
@@ -24,7 +25,11 @@ _RIGHTS_LAST = 60.0  # seconds for which a look at our own rights is believed
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A VM or container as `/cluster/resources` shows it.  Memory is in bytes."""
+    """A VM or container as `/cluster/resources` shows it.  Memory is in bytes.
+
+    `cpu` is the share of its own processors, between two looks of pvestatd (10 s); 0 before the
+    second one (PVE::QemuServer::vmstatus).
+    """
 
     vmid: int
     kind: str  # "qemu" or "lxc"
@@ -34,6 +39,8 @@ class Guest:
     template: bool
     tags: str
     maxmem: int
+    lock: str = ""
+    cpu: float | None = None
 
     @property
     def power(self) -> Power:
@@ -117,7 +124,14 @@ def _guest(kind: str, entry: Mapping[str, object]) -> Guest:
         template=str(entry.get("template", 0)) == "1",
         tags=str(entry.get("tags") or ""),
         maxmem=int(float(str(entry.get("maxmem") or 0))),
+        lock=str(entry.get("lock") or ""),
+        cpu=_share(entry.get("cpu")) if entry.get("status") == "running" else None,
     )
+
+
+def _share(value: object) -> float | None:
+    """QEMU's other threads count too, so that Proxmox may tell of more than all."""
+    return None if value is None else min(1.0, max(0.0, float(str(value))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +172,7 @@ class Inventory:
         self._api = api
         self._settings = settings
         self._seen: dict[int, str] = {}
-        self._rights = (0.0, False)
+        self._rights: tuple[float, Granted] = (0.0, {})
         self._lock = threading.Lock()
 
     def resources(self, kind: str = "") -> Resources:
@@ -179,7 +193,15 @@ class Inventory:
         self._need_audit()
         found = self.resources("vm")
         return [
-            Machine(guest.vmid, guest.name, self._owner(guest), guest.power, guest.node)
+            Machine(
+                vmid=guest.vmid,
+                name=guest.name,
+                owner=self._owner(guest),
+                power=guest.power,
+                node=guest.node,
+                lock=guest.lock,
+                cpu=guest.cpu if guest.power is Power.RUNNING else None,
+            )
             for guest in sorted(found.guests.values(), key=lambda each: each.vmid)
         ]
 
@@ -196,27 +218,47 @@ class Inventory:
 
     def _need_audit(self) -> None:
         """VM.Audit on all VMs, or on our pool; without it lists are silently shorter."""
-        with self._lock:
-            looked, allowed = self._rights
-            if not allowed or time.monotonic() - looked > _RIGHTS_LAST:
-                given = self._api.get("/access/permissions", what="cannot read our own rights")
-                paths = (
-                    "/",
-                    "/vms",
-                    *((f"/pool/{self._settings.pool}",) * bool(self._settings.pool)),
-                )
-                # the value says whether it holds for what is below, too
-                allowed = isinstance(given, dict) and any(
-                    str((given.get(path) or {}).get("VM.Audit", 0)) == "1" for path in paths
-                )
-                self._rights = (time.monotonic(), allowed)
-        if not allowed:
-            path = f"/pool/{self._settings.pool}" if self._settings.pool else "/vms"
+        path = f"/pool/{self._settings.pool}" if self._settings.pool else "/vms"
+
+        def enough(given: Granted) -> bool:
+            # the value says whether it holds for what is below, too
+            return any(given.get(each, {}).get("VM.Audit") for each in {"/", "/vms", path})
+
+        if not self._may(enough):
             raise Denied(
                 f"cannot read the inventory: the API token lacks VM.Audit on {path}, so that "
                 "machines would seem to be gone",
                 hint="see `agentlab init` and docs/how-to/proxmox.md",
             )
+
+    def need_volumes(self, storage: str) -> None:
+        """What shows all volumes of ours on a storage; without it lists are silently shorter.
+
+        PVE::Storage check_volume_access, of which a volume's VMID is no machine's, so of no pool.
+        """
+        path, vms = f"/storage/{storage}", f"/vms/{self._settings.volume_vmids.start}"
+
+        def enough(given: Granted) -> bool:
+            return holds(given, path, "Datastore.Allocate") or (
+                holds(given, path, "Datastore.Audit") and holds(given, vms, "VM.Config.Disk")
+            )
+
+        if not self._may(enough):
+            raise Denied(
+                f"cannot list the volumes of {storage}: the API token lacks Datastore.Allocate on "
+                f"{path}, so that volumes would seem to be gone",
+                hint=f"grant it there, or Datastore.Audit there and VM.Config.Disk on {vms}",
+            )
+
+    def _may(self, enough: Callable[[Granted], bool]) -> bool:
+        """Whether our rights are enough; a yes is believed for a while."""
+        with self._lock:
+            looked, given = self._rights
+            if not enough(given) or time.monotonic() - looked > _RIGHTS_LAST:
+                what = "cannot read our own rights"
+                given = parse_permissions(self._api.get("/access/permissions", what=what))
+                self._rights = (time.monotonic(), given)
+            return enough(given)
 
     def find(self, vmid: int) -> Found | None:
         """A machine wherever it is now; None only when no guest of the cluster has this VMID.

@@ -9,14 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from agentlab.errors import Conflict, NotFound
+from agentlab.errors import Conflict, NotFound, Unsupported
 from agentlab.hypervisor.base import Power
 from agentlab.hypervisor.proxmox.inventory import Found
 from agentlab.hypervisor.proxmox.machines import ProxmoxMachines
 from agentlab.hypervisor.proxmox.names import check_snapshot, parse_drives, volume_owner
-from agentlab.hypervisor.proxmox.transport import NoSuchSnapshot
+from agentlab.hypervisor.proxmox.transport import NoSuchSnapshot, NotNewest
 
 _CHANGES_DISK = ("qmstart", "qmrollback", "hastart")
+# Storages that go back to their newest snapshot only: PVE::Storage::ZFSPoolPlugin, which ZFSPlugin
+# inherits, in volume_rollback_is_possible; from Proxmox VE 9 on also those of type lvm, dir and
+# others that keep snapshots as a chain of volumes (LVMPlugin and Plugin, the same function).
+_NEWEST_ONLY = ("zfspool", "zfs")
+_CHAIN = "snapshot-as-volume-chain"
 
 
 class ProxmoxSnapshots(ProxmoxMachines):
@@ -39,14 +44,24 @@ class ProxmoxSnapshots(ProxmoxMachines):
                 f"cannot take snapshot {name} of VM {vmid}: there is one of that name already",
                 hint="choose another name, or delete that one first",
             )
-        self._api.act(
-            "POST",
-            f"{found.path}/snapshot",
-            {"snapname": name, "description": "made by AgentLab"},
-            what=f"cannot take snapshot {name} of VM {vmid}",
-            turns=self._turn(found.node),
-            before=lambda: self._inventory.sure(found, owner, "change the disk of"),
-        )
+        what = f"cannot take snapshot {name} of VM {vmid}"
+        try:
+            self._api.act(
+                "POST",
+                f"{found.path}/snapshot",
+                {"snapname": name, "description": "made by AgentLab"},
+                what=what,
+                turns=self._turn(found.node),
+                before=lambda: self._inventory.sure(found, owner, "change the disk of"),
+            )
+        except Unsupported as error:  # said by the task before it changes anything
+            disks = [drive.volid for drive in parse_drives(found.config) if not drive.cdrom]
+            raise Unsupported(
+                f"{what}: its storage has no snapshots, or not of such disks ({', '.join(disks)})",
+                hint="keep the template on a storage that has them: lvmthin, zfspool, btrfs, rbd, "
+                "or qcow2 on dir or nfs",
+                details=error.details,
+            ) from error
 
     def _unchanged(self, found: Found, since: int) -> bool:
         """Whether the disk cannot have changed since the snapshot: nothing ran in between."""
@@ -80,12 +95,40 @@ class ProxmoxSnapshots(ProxmoxMachines):
             )
         if self._power(found.node, vmid) is not Power.STOPPED:
             raise Conflict(f"cannot roll back VM {vmid}: it has power")
-        self._api.act(
-            "POST",
-            f"{found.path}/snapshot/{name}/rollback",
-            what=f"cannot roll back VM {vmid} to {name}",
-            turns=self._turn(found.node),
-            before=lambda: self._inventory.sure(found, owner, "change the disk of"),
+        what = f"cannot roll back VM {vmid} to {name}"
+        # after a lost reply once more: without power in between, twice is as once
+        try:
+            self._api.act(
+                "POST",
+                f"{found.path}/snapshot/{name}/rollback",
+                what=what,
+                turns=self._turn(found.node),
+                before=lambda: self._inventory.sure(found, owner, "change the disk of"),
+            )
+        except NotNewest as error:  # looked at before the machine is locked or stopped
+            raise _not_newest(what, later_than(name, [*there]), error) from error
+
+    def blockers(self, vmid: int, name: str) -> Sequence[str]:
+        found = self._inventory.find(vmid)
+        if found is None:
+            raise NotFound(f"cannot list the snapshots of VM {vmid}: there is no such VM")
+        names = [entry.name for entry in self._list(found)]
+        if name not in names:
+            raise NotFound(f"VM {vmid} has no snapshot {name}")
+        later = later_than(name, names)
+        return later if later and self._newest_only(found, name) else []
+
+    def _newest_only(self, found: Found, name: str) -> bool:
+        """Whether a disk in the snapshot is on a storage that goes back to the newest one only."""
+        what = f"cannot read snapshot {name} of VM {found.vmid}"
+        config = self._api.get(f"{found.path}/config", what=what, snapshot=name)
+        drives = parse_drives(config if isinstance(config, dict) else {})
+        on = {drive.storage for drive in drives if not drive.cdrom}
+        storages = self._api.get("/storage", what="cannot list the storages")
+        return any(
+            entry.get("type") in _NEWEST_ONLY or str(entry.get(_CHAIN, 0)) == "1"
+            for entry in (storages if isinstance(storages, list) else [])
+            if entry.get("storage") in on
         )
 
     def snapshots(self, vmid: int) -> Sequence[str]:
@@ -113,12 +156,30 @@ class ProxmoxSnapshots(ProxmoxMachines):
         except NoSuchSnapshot:
             return
 
-    def blockers(self, vmid: int, name: str) -> Sequence[str]:
-        return ()
-
     def _list(self, found: Found) -> list[_Entry]:
         what = f"cannot list the snapshots of VM {found.vmid}"
         return parse_snapshots(self._api.get(f"{found.path}/snapshot", what=what))
+
+
+def later_than(name: str, names: Sequence[str]) -> list[str]:
+    """Of names oldest first, those after this one, newest first."""
+    return [*reversed(names[names.index(name) + 1 :])]
+
+
+def _not_newest(what: str, later: Sequence[str], error: NotNewest) -> NotNewest:
+    details: dict[str, object] = {**error.details, "later": [*later]}
+    if not later:
+        return NotNewest(
+            f"{what}: its storage has a later snapshot that Proxmox does not know of",
+            hint="as root on the node: zfs list -t snapshot; and delete it there",
+            details=details,
+        )
+    return NotNewest(
+        f"{what}: the storage goes back to its newest snapshot only, and there "
+        + (f"are later ones: {', '.join(later)}" if later[1:] else f"is a later one: {later[0]}"),
+        hint="delete the later snapshots first, the newest before the others",
+        details=details,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,10 @@ class Template(Conflict):
     """It is a template: it is never started, changed or destroyed by us."""
 
 
+class NotNewest(Conflict):
+    """The storage goes back to its newest snapshot only, and this one is older.  Nothing was done."""
+
+
 class InUse(Conflict):
     """Linked clones depend on it."""
 
@@ -265,7 +269,7 @@ TEXTS: tuple[Text, ...] = (
     # What is refused as things are
     Text(r"is still in use by linked clone", InUse, "destroy the linked clones first"),
     Text(r"volume is still in use", Conflict, "a snapshot refers to it; delete that first"),
-    Text(r"is not most recent snapshot", Conflict, "only the newest snapshot can be rolled back"),
+    Text(r"is not most recent snapshot", NotNewest, "only the newest snapshot can be rolled back"),
     Text(r"protection mode enabled", Conflict, "take the protection off in Proxmox"),
     Text(r"checksum miss?match", Changed, "somebody else has changed it just now; try again"),
     Text(

@@ -574,16 +574,21 @@ class Machines:
     ) -> str:
         volid, fmt = self._qm_alloc(sid, vmid, fmt, size, linked_from=linked)
         if name is not None:
-            wanted = re.sub(r"vm-\d+-disk-\d+", name, volid)
-            volumes = self.storages[sid]["volumes"]
-            volumes[volume_ref(wanted)[1]] = volumes.pop(volume_ref(volid)[1])
-            volid = wanted
+            volid = self._rename(volid, re.sub(r"vm-\d+-disk-\d+", name, volid))
+        if linked is not None and self.storages[sid].get("type") == "zfspool":
+            # PVE::Storage::ZFSPoolPlugin clone_image
+            volid = self._rename(volid, f"{sid}:{linked.rsplit('/', 1)[-1]}/{volume_ref(volid)[1]}")
         new = volid.rsplit("/", 1)[-1]
         if linked is not None:
             self.say(f"clone {linked}: images, {new}, {vmid} to {new} (base=../{linked})")
         path = self._base_path(sid)
         self.say(f"Formatting '{path}/images/{vmid}/{new}', {formatting(str(fmt), size, linked)}")
         return volid
+
+    def _rename(self, volid: str, wanted: str) -> str:
+        volumes = self.storages[volume_ref(volid)[0]]["volumes"]
+        volumes[volume_ref(wanted)[1]] = volumes.pop(volume_ref(volid)[1])
+        return wanted
 
     async def _free(self, volid: str) -> None:
         if self._qm_volume(volid) is not None:
@@ -684,7 +689,7 @@ class Machines:
         has = self._qm_can_snapshot(vm.config)
         if v["feature"] == "clone":
             drives = drives_of(vm.config, skip_cdrom=True)
-            has = all(volume.rsplit("/", 1)[-1].startswith("base-") for _, volume, _ in drives)
+            has = all(re.search(r"[:/]base-[^/]+$", volume) for _, volume, _ in drives)
         return {"hasFeature": int(has), "nodes": [vm.node]}
 
     async def _resize(self, v: Values, user: str) -> str:
@@ -820,6 +825,10 @@ class Machines:
                     "unable to rollback to incomplete snapshot "
                     f"(snapstate = {snapshot['snapstate']})"
                 )
+            for volume in self._not_newest(vm, name):
+                raise TaskError(
+                    f"can't rollback, '{name}' is not most recent snapshot on '{volume}'"
+                )
             self._task_lock(vm, v)
             self._qm_lock(vm, "rollback")
             memory = bool(snapshot.get("vmstate"))
@@ -833,6 +842,10 @@ class Machines:
                 if key == "description" or re.fullmatch(r"unused\d+", key):
                     config[key] = value
             kept = {volume for _, volume, _ in drives_of(config)}
+            for _key, volume, props in drives_of(config, skip_cdrom=True):
+                known = self._qm_volume(volume)  # an image has its old size again
+                if known is not None and props.get("size"):
+                    known["size"] = image_size(props["size"])
             for _key, volume, _ in drives_of(vm.config, skip_cdrom=True):
                 if volume not in kept:
                     self._set_aside(config, volume)
@@ -846,6 +859,28 @@ class Machines:
                 self.powered_on(vm)
 
         return await self.task(vm.node, "qmrollback", vm.vmid, user, body, vm=vm)
+
+    def _not_newest(self, vm: FakeVm, name: str) -> list[str]:
+        """Volumes of a snapshot on storages that go back to the newest one only, when it is not.
+
+        PVE::Storage::ZFSPoolPlugin volume_rollback_is_possible, asked by PVE::AbstractConfig
+        snapshot_rollback before it locks or stops anything.  The storage's own list counts:
+        `foreign` are snapshots that Proxmox knows nothing of.
+        """
+        found = []
+        for _key, volume, _ in drives_of(vm.snapshots[name], skip_cdrom=True):
+            store = self.storages.get(volume_ref(volume)[0], {})
+            if store.get("type") != "zfspool" and not yes(store.get("snapshot-as-volume-chain")):
+                continue
+            on = [
+                each
+                for each, config in vm.snapshots.items()
+                if volume in [other for _, other, _ in drives_of(config)]
+            ]
+            on += store.get("foreign", {}).get(volume, [])
+            if on[-1] != name:
+                found.append(volume)
+        return found
 
     # ------------------------------------------------------------------------- clones
 
@@ -878,7 +913,7 @@ class Machines:
             raise die(f"snapshot '{snapshot}' does not exist")
         origin: Config = dict(source.snapshots[snapshot] if snapshot else source.config)
         for key, volume, _ in drives_of(origin, skip_cdrom=True):
-            if not full and not volume.rsplit("/", 1)[-1].startswith("base-"):
+            if not full and not re.search(r"[:/]base-[^/]+$", volume):
                 raise die(f"Linked clone feature is not supported for drive '{key}'")
             if self._qm_volume(volume) is None:
                 raise die(f"volume '{volume}' does not exist")

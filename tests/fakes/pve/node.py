@@ -88,6 +88,13 @@ class ProxmoxNode(Front, Agents, Machines, Tasks, FakePve):
             "active": 1, "content": _CONTENT, "files": set(), "volumes": {}, "avail": avail, **more,
         }  # fmt: skip
 
+    def add_block_storage(self, name: str, kind: str, **more: Any) -> None:
+        """A storage whose volumes are no files: `zfspool` (`pool=`), `lvm` or `lvmthin` (`vgname=`)."""
+        self.storages[name] = {
+            "type": kind, "active": 1, "content": "images,rootdir", "files": set(), "volumes": {},
+            "avail": 100 * 1024**3, **more,
+        }  # fmt: skip
+
     def make_template(
         self,
         vmid: int = 9000,
@@ -105,8 +112,9 @@ class ProxmoxNode(Front, Agents, Machines, Tasks, FakePve):
         storage, and its config says `template: 1`.  `config` adds to the config; None takes away."""
         storage = storage or self.storage
         volumes = self.storages[storage]["volumes"]
-        base = f"{vmid}/base-{vmid}-disk-0.qcow2"
-        volumes[base] = _volume(vmid, size)
+        files = self.storages[storage]["type"] == "dir"
+        base = f"{vmid}/base-{vmid}-disk-0.qcow2" if files else f"base-{vmid}-disk-0"
+        volumes[base] = _volume(vmid, size, "qcow2" if files else "raw")
         given: dict[str, Any] = {
             "name": name, "template": 1, "cores": 2, "memory": "2048", "ostype": "l26",
             "scsihw": "virtio-scsi-single", "serial0": "socket", "vga": "serial0",
@@ -120,8 +128,8 @@ class ProxmoxNode(Front, Agents, Machines, Tasks, FakePve):
         if tags:
             given["tags"] = split_tags(tags)
         if cloudinit:
-            drive = f"{vmid}/vm-{vmid}-cloudinit.qcow2"
-            volumes[drive] = _volume(vmid, 4 * 1024**2)
+            drive = f"{vmid}/vm-{vmid}-cloudinit.qcow2" if files else f"vm-{vmid}-cloudinit"
+            volumes[drive] = _volume(vmid, 4 * 1024**2, "qcow2" if files else "raw")
             given["ide2"] = f"{storage}:{drive},media=cdrom,size=4M"
         given.update(config)
         given = {key: value for key, value in given.items() if value is not None}
@@ -207,15 +215,16 @@ class ProxmoxNode(Front, Agents, Machines, Tasks, FakePve):
 
     def _parse_volname(self, store: Any, volname: str) -> Any:
         """A linked clone's volume is called after its base, too (254)."""
-        linked = re.fullmatch(r"\d+/base-[^/]+/(\d+/[^/]+)", volname)
+        linked = re.fullmatch(r"(?:\d+/)?base-[^/]+/((?:\d+/)?[^/]+)", volname)
         return super()._parse_volname(store, linked[1] if linked else volname)
 
     def _item(self, name: str, volname: str, volume: Any) -> dict[str, Any]:
         """`parent` names the base (254)."""
         item = super()._item(name, volname, volume)
         if item["content"] == "images":
-            linked = re.fullmatch(r"(\d+/base-[^/]+)/\d+/[^/]+", volname)
-            item["parent"] = f"../{linked[1]}" if linked else None
+            linked = re.fullmatch(r"((?:\d+/)?base-[^/]+)/(?:\d+/)?[^/]+", volname)
+            above = "../" if "." in volname else ""
+            item["parent"] = f"{above}{linked[1]}" if linked else None
             item.setdefault("used", 266240)
         return item
 
@@ -252,7 +261,7 @@ class ProxmoxNode(Front, Agents, Machines, Tasks, FakePve):
         return await self.task(v["node"], "imgdel", f"{owner}@{sid}", user, body)
 
 
-def _volume(vmid: int, size: int) -> dict[str, Any]:
+def _volume(vmid: int, size: int, image: str = "qcow2") -> dict[str, Any]:
     return {
-        "content": "images", "format": "qcow2", "size": size, "vmid": vmid, "ctime": 1795443888,
+        "content": "images", "format": image, "size": size, "vmid": vmid, "ctime": 1795443888,
     }  # fmt: skip

@@ -77,6 +77,20 @@ def test_what_is_on_a_node_that_is_offline_is_unknown() -> None:
     ]
 
 
+def test_an_operations_lock_and_how_busy_it_is_come_with_the_one_call() -> None:
+    tags = names.render_tags("me", 1012)
+    running = guest(1012, tags=tags, status="running", cpu=0.415, maxcpu=2)
+    busy = guest(1013, tags=names.render_tags("me", 1013), status="running", cpu=1.07)
+    off = guest(1014, tags=names.render_tags("me", 1014), cpu=0, lock="suspended")
+    # as recorded while pvestatd had not looked yet: rest.jsonl 654, 837
+    fresh = {"lock": "clone", "id": "qemu/1015", "vmid": 1015, "status": "unknown",
+             "type": "qemu", "node": "pve", "tags": names.render_tags("me", 1015)}  # fmt: skip
+    found, transport = inventory({"GET /cluster/resources": [[running, busy, off, fresh]]})
+    told = [(machine.lock, machine.cpu) for machine in found.machines()]
+    assert told == [("", 0.415), ("", 1.0), ("suspended", None), ("clone", None)]
+    assert len(transport.calls) == 2
+
+
 def test_without_a_name_nobody_has_looked_at_it_yet() -> None:
     entry = guest(1012, status="stopped")
     del entry["name"]
@@ -85,13 +99,20 @@ def test_without_a_name_nobody_has_looked_at_it_yet() -> None:
 
 @pytest.mark.parametrize(
     "rights",
-    [{}, {"/vms/1012": {"VM.Audit": 1}}, {"/vms": {"VM.Clone": 1}}, {"/": {"VM.Audit": 0}}, []],
+    [{}, {"/vms/1012": {"VM.Audit": 1}}, {"/vms": {"VM.Clone": 1}}, {"/": {"VM.Audit": 0}}],
 )
 def test_a_list_that_our_rights_make_shorter_is_not_given(rights: object) -> None:
     found, transport = inventory(
         {"GET /access/permissions": [rights], "GET /cluster/resources": [[]]}
     )
     with pytest.raises(Denied, match=r"VM\.Audit on /vms"):
+        found.machines()
+    assert not transport.asked("GET", "/cluster/resources")
+
+
+def test_rights_that_cannot_be_read_give_no_list() -> None:
+    found, transport = inventory({"GET /access/permissions": [[]]})
+    with pytest.raises(Unavailable, match="rights"):
         found.machines()
     assert not transport.asked("GET", "/cluster/resources")
 
