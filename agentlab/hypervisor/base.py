@@ -37,6 +37,7 @@ class Capabilities:
     memory_start: bool  # machines start from a memory snapshot of the booted template
     volumes: bool = False
     snapshots: bool = True
+    exec_stdin: int = 45_000  # bytes that one `exec` takes as its stdin
     makes_taps: bool = False  # the hypervisor itself makes the tap, with the power: `tap_of(vmid)`
     look: float = (
         2.0  # seconds between looks at what runs: what one costs is for the driver to know

@@ -18,6 +18,7 @@ from agentlab.hypervisor.base import (
     Power,
     Template,
 )
+from tests.fakes.shell_guest import ShellGuest
 
 
 @dataclass
@@ -27,7 +28,7 @@ class FakeHypervisor:
     `strangers` is how many of the next VMIDs somebody else takes just before we clone to them, and
     `residue` holds VMIDs under which a stranger's volumes lie.  `touched` lists every call that
     would change a machine, with its VMID.  While `unseen`, nobody can tell what power machines
-    have.
+    have.  `shell` runs the programs of all guests.
     """
 
     machines: dict[int, Machine] = field(default_factory=dict)
@@ -38,6 +39,7 @@ class FakeHypervisor:
     strangers: int = 0
     residue: set[int] = field(default_factory=set)
     unseen: bool = False
+    shell: ShellGuest | None = None
     touched: list[tuple[str, int]] = field(default_factory=list)
     capabilities: Capabilities = field(default=Capabilities("", 1.0, memory_start=False))
 
@@ -154,7 +156,10 @@ class FakeHypervisor:
     def exec(
         self, vmid: int, argv: Sequence[str], *, owner: str, stdin: bytes = b"", timeout: float
     ) -> ExecResult:
-        raise NotImplementedError("no test needs it yet")
+        self._called("exec")
+        self._ours(vmid, owner)
+        assert self.shell is not None, "no test of this kind needs it"
+        return self.shell.exec(vmid, argv, owner=owner, stdin=stdin, timeout=timeout)
 
     def interfaces(self, vmid: int) -> Sequence[GuestInterface]:
         nic = self.specs[vmid].nic
