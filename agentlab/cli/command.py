@@ -49,9 +49,10 @@ class Arg:
     """An argument.  A name with dashes is an option, which takes a value when `value` names one.
 
     `kind` says how the text is read: text, count, duration, or state; `many` may be repeated.
+    `verbatim`: all that follows `--`, taken as it is.
     """
 
-    __slots__ = ("default", "help", "kind", "many", "name", "required", "value")
+    __slots__ = ("default", "help", "kind", "many", "name", "required", "value", "verbatim")
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class Arg:
         default: str = "",
         many: bool = False,
         required: bool = False,
+        verbatim: bool = False,
     ) -> None:
         self.name = name
         self.help = help
@@ -71,6 +73,7 @@ class Arg:
         self.default = default
         self.many = many
         self.required = required
+        self.verbatim = verbatim
 
     @property
     def option(self) -> bool:
