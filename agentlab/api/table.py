@@ -153,6 +153,25 @@ RECONCILE_APPLY = Endpoint(
     "reconcile_apply", "POST", "/v1/reconcile", N, m.DriftList,
     "mend what can be mended, and begin what takes longer", status=202,
 )  # fmt: skip
+EXEC_START = Endpoint(
+    "exec_start", "POST", "/v1/sandboxes/{vmid}/exec", m.ExecRequest, m.ExecOutput,
+    "run a program in a sandbox; the same id runs once; waits a moment for its output", ("wait",),
+)  # fmt: skip
+EXEC_OUTPUT = Endpoint(
+    "exec_output", "GET", "/v1/sandboxes/{vmid}/exec/{id}", N, m.ExecOutput,
+    "a program's output from these pieces on (earlier ones are forgotten); waits for more",
+    ("out", "err", "wait"),
+)  # fmt: skip
+EXEC_INPUT = Endpoint(
+    "exec_input", "PUT", "/v1/sandboxes/{vmid}/exec/{id}/stdin", Raw, m.ExecInput,
+    "a part of a program's stdin, at most 256 KiB, the first byte at `offset`; `last`: the end",
+    ("offset", "last", "wait"),
+)  # fmt: skip
+EXEC_END = Endpoint(
+    "exec_end", "DELETE", "/v1/sandboxes/{vmid}/exec/{id}", N, m.ExecEnd,
+    "end a program if it runs, and forget it; with `ended`, which says that it has, in a while",
+    ("ended",),
+)  # fmt: skip
 PROFILE_LIST = Endpoint("profile_list", "GET", "/v1/profiles", N, m.ProfileList, "profiles")
 TEMPLATE_LIST = Endpoint("template_list", "GET", "/v1/templates", N, m.TemplateList, "templates")
 TEMPLATE_BUILD = Endpoint(
@@ -175,6 +194,7 @@ ENDPOINTS: tuple[Endpoint[object, object], ...] = (
     JOB_ARTIFACT, BUNDLE_PUT, EVENTS, SANDBOX_CREATE, SANDBOX_VALIDATE, SANDBOX_LIST,
     SANDBOX_SHOW, SANDBOX_UPDATE, SANDBOX_START, SANDBOX_STOP, SANDBOX_PAUSE, SANDBOX_RESUME,
     SANDBOX_REVERT, SANDBOX_DESTROY, SANDBOX_RENEW, SANDBOX_PRUNE, SNAPSHOT_LIST, SNAPSHOT_SAVE,
-    SNAPSHOT_RESTORE, SNAPSHOT_DELETE, INVENTORY, RECONCILE_LOOK, RECONCILE_APPLY, PROFILE_LIST,
+    SNAPSHOT_RESTORE, SNAPSHOT_DELETE, INVENTORY, RECONCILE_LOOK, RECONCILE_APPLY, EXEC_START,
+    EXEC_OUTPUT, EXEC_INPUT, EXEC_END, PROFILE_LIST,
     TEMPLATE_LIST, TEMPLATE_BUILD, TEMPLATE_CHECK, OPERATION_SHOW, CHECKS,
 )  # type: ignore[assignment]  # fmt: skip

@@ -49,10 +49,11 @@ class Arg:
     """An argument.  A name with dashes is an option, which takes a value when `value` names one.
 
     `kind` says how the text is read: text, count (from 0), number (from 1), memory, duration, job
-    state or sandbox state; `many` may be repeated.
+    state or sandbox state; `many` may be repeated.  `verbatim`: all that follows `--`, taken as it
+    is.
     """
 
-    __slots__ = ("default", "help", "kind", "many", "name", "required", "value")
+    __slots__ = ("default", "help", "kind", "many", "name", "required", "value", "verbatim")
 
     def __init__(
         self,
@@ -64,6 +65,7 @@ class Arg:
         default: str = "",
         many: bool = False,
         required: bool = False,
+        verbatim: bool = False,
     ) -> None:
         self.name = name
         self.help = help
@@ -72,6 +74,7 @@ class Arg:
         self.default = default
         self.many = many
         self.required = required
+        self.verbatim = verbatim
 
     @property
     def option(self) -> bool:

@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_SHORT = {"-h": "--help", "-q": "--quiet"}
+_SHORT = {"-h": "--help", "-q": "--quiet", "-i": "--stdin"}
 
 
 def _options() -> dict[str, bool]:

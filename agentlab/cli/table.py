@@ -30,6 +30,9 @@ _NO_QUEUE = Arg("--no-queue", "fail when this host has no room now, instead of w
 _SNAPSHOT = Arg("NAME", "the snapshot's name", required=True)
 _LOST = "files under / that came later are lost, /work is not touched"
 
+_ENV = Arg("--env", "variable for the agent; KEY alone takes it from here; repeatable",
+           value="KEY=VALUE", many=True)  # fmt: skip
+
 _PLAN = (
     Arg("--repo", "git URL, or a path on this machine", value="REPO", required=True),
     Arg("--ref", "branch, tag or commit; default: HEAD", value="REF"),
@@ -41,8 +44,7 @@ _PLAN = (
         kind="duration"),
     Arg("--depth", "commits of history to fetch from a git URL, 0 for all; default: 1",
         value="N", kind="count"),
-    Arg("--env", "variable for the agent; KEY alone takes it from here; repeatable",
-        value="KEY=VALUE", many=True),
+    _ENV,
     Arg("--label", "label of the job; repeatable", value="KEY=VALUE", many=True),
 )  # fmt: skip
 
@@ -221,6 +223,29 @@ COMMANDS: tuple[Command, ...] = (
         "report where records and hypervisor differ; exit status 1 when they do",
         (Arg("--apply", "mend what can be mended; asks before leftovers are destroyed"), _YES),
         _C + "sandbox_reconcile:reconcile", "agentlab sandbox reconcile --apply --yes",
+    ),
+    Command(
+        "sandbox", "exec",
+        "run a program in a sandbox; its exit status is the program's, unless it never started",
+        (
+            _SANDBOX,
+            Arg("COMMAND", "the program and its arguments", many=True, required=True,
+                verbatim=True),
+            Arg("--user", "who runs it; default: agent", value="USER"),
+            Arg("--workdir", "where; default: /work, or the user's home without it", value="DIR"),
+            _ENV,
+            Arg("--stdin", "send it our stdin also from a terminal (-i)"),
+        ),
+        _C + "sandbox_exec:exec_", "agentlab sandbox exec 1003 -- git status",
+    ),
+    Command(
+        "sandbox", "cp", "copy a file or a directory into a sandbox or out of one",
+        (
+            Arg("SRC", "what: a path, or SANDBOX:PATH; - is stdin", required=True),
+            Arg("DST", "where to: a path, or SANDBOX:PATH; - is stdout", required=True),
+            Arg("--user", "whose files they are in the sandbox; default: agent", value="USER"),
+        ),
+        _C + "sandbox_cp:cp", "agentlab sandbox cp src 1003:/work",
     ),
     Command("profile", "list", "list profiles", (), _C + "profile:list_", "agentlab profile list"),
     Command(

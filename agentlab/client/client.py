@@ -100,6 +100,19 @@ class Client:
         except Lost:
             return patiently(once)
 
+    def put(
+        self,
+        endpoint: Endpoint[Raw, Resp],
+        content: bytes,
+        *,
+        path: Mapping[str, str],
+        query: Query,
+    ) -> Resp:
+        """Sends a few bytes; once, since only the caller knows whether they may come again."""
+        headers = {"Content-Type": "application/octet-stream"}
+        reply = self._send(endpoint, content, path=path, query=query, headers=headers)
+        return self._read(endpoint, reply)
+
     def stream(
         self,
         endpoint: Endpoint[m.Nothing, Raw],

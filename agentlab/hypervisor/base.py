@@ -38,6 +38,7 @@ class Capabilities:
     volumes: bool = False
     volume_tools: bool = False  # their snapshots, clones, growth and moves, besides
     snapshots: bool = True
+    exec_stdin: int = 45_000  # bytes that one `exec` takes as its stdin
     makes_taps: bool = False  # the hypervisor itself makes the tap, with the power: `tap_of(vmid)`
     look: float = (
         2.0  # seconds between looks at what runs: what one costs is for the driver to know

@@ -18,6 +18,7 @@ from agentlab.hypervisor.base import (
     Power,
     Template,
 )
+from tests.fakes.shell_guest import ShellGuest
 
 
 @dataclass
@@ -29,7 +30,7 @@ class FakeHypervisor:
     would change a machine, with its VMID.  `taken` has the snapshots of each machine, `disks` what a
     test has put on its root disk; with `newest_only` only the newest can be rolled back.
     While `deaf`, no guest powers off when it is asked to.  While `unseen`, nobody can tell what power machines
-    have.
+    have.  `shell` runs the programs of all guests.
     """
 
     machines: dict[int, Machine] = field(default_factory=dict)
@@ -44,6 +45,7 @@ class FakeHypervisor:
     newest_only: bool = False
     deaf: bool = False
     unseen: bool = False
+    shell: ShellGuest | None = None
     touched: list[tuple[str, int]] = field(default_factory=list)
     capabilities: Capabilities = field(default=Capabilities("", 1.0, memory_start=False))
 
@@ -189,7 +191,10 @@ class FakeHypervisor:
     def exec(
         self, vmid: int, argv: Sequence[str], *, owner: str, stdin: bytes = b"", timeout: float
     ) -> ExecResult:
-        raise NotImplementedError("no test needs it yet")
+        self._called("exec")
+        self._ours(vmid, owner)
+        assert self.shell is not None, "no test of this kind needs it"
+        return self.shell.exec(vmid, argv, owner=owner, stdin=stdin, timeout=timeout)
 
     def interfaces(self, vmid: int) -> Sequence[GuestInterface]:
         nic = self.specs[vmid].nic

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from agentlab.api import messages as m
@@ -60,7 +60,7 @@ def _requested(ctx: Context, client: Client) -> Iterator[m.JobRequest]:
     """The request; a local repository has been sent to the daemon by then."""
     args = ctx.args
     task = _task(ctx)
-    env = dict(_variable(each) for each in args.many("--env"))
+    env = parse_env(args.many("--env"))
     labels = pairs("--label", args.many("--label"))
     yield m.JobRequest(
         repo=_repo(ctx, client),
@@ -106,6 +106,11 @@ def _task(ctx: Context) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise Usage(f"cannot read the task from {file}: not UTF-8") from error
+
+
+def parse_env(texts: Sequence[str]) -> dict[str, str]:
+    """Every --env of a command line."""
+    return dict(_variable(each) for each in texts)
 
 
 def _variable(text: str) -> tuple[str, str]:

@@ -25,6 +25,7 @@ class LocalHypervisor(LocalMachines, LocalSnapshots, LocalGuest):
             accelerator=accelerator,
             slowness=SLOWNESS[accelerator],
             memory_start=self.starts_from_memory(),
+            exec_stdin=256 << 10,
         )
 
     def prepare(self, cores: int, memory: int) -> None:

@@ -51,6 +51,8 @@ LINES: dict[str, tuple[str, ...]] = {
     "sandbox prune": ("sandbox", "prune"),
     "sandbox inventory": ("sandbox", "inventory"),
     "sandbox reconcile": ("sandbox", "reconcile"),
+    "sandbox exec": ("sandbox", "exec", "1003", "--", "true"),
+    "sandbox cp": ("sandbox", "cp", "{tmp}", "1003:/work"),
     "profile list": ("profile", "list"),
     "template list": ("template", "list"),
     "template build": ("template", "build"),
@@ -98,7 +100,7 @@ def test_without_json_there_is_something_to_read(
 ) -> None:
     status, out, err = cli(*(word.replace("{tmp}", str(tmp_path)) for word in LINES[name]))
     assert status in (0, 1) if name == "docs" else status == 0, err
-    if name != "logs":
+    if name not in ("logs", "sandbox exec"):  # a program may have nothing to say
         assert out.strip()
     assert "\x1b" not in out + err
 

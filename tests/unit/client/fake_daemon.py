@@ -84,6 +84,9 @@ class World:
     checks: list[m.CheckView] = dataclasses.field(
         default_factory=lambda: [m.CheckView("kvm", "ok", "/dev/kvm is there", "")]
     )
+    programs: dict[str, m.ExecRequest] = dataclasses.field(default_factory=dict)
+    input: bytes = b""
+    fed: set[str] = dataclasses.field(default_factory=set)
     log: bytes = b""
     log_final: bool = False
     created: Callable[[str], None] = lambda _job: None
@@ -349,6 +352,32 @@ class Handlers:
                 operation = self._operation(f"mend-{each.vmid}", vmid=each.vmid).id
             drifts.append(dataclasses.replace(each, operation=operation))
         return dataclasses.replace(self.w.drifts, drifts=drifts)
+
+    def exec_start(self, request: m.ExecRequest, path: dict[str, str], *_: Any) -> m.ExecOutput:
+        """Programs here end as soon as they have all their input, and say nothing."""
+        self.sandbox_show(None, path)
+        self.w.programs[request.id] = request
+        return self._heard(None if request.input else 0)
+
+    def exec_output(self, _r: Any, path: dict[str, str], query: dict[str, str], _h: Any) -> object:
+        _until(lambda: path["id"] in self.w.fed, query)
+        return self._heard(0 if path["id"] in self.w.fed else None)
+
+    def exec_input(
+        self, data: bytes, path: dict[str, str], query: dict[str, str], _h: Any
+    ) -> m.ExecInput:
+        assert int(query["offset"]) == len(self.w.input)
+        self.w.input += data
+        if query["last"] == "1":
+            self.w.fed.add(path["id"])
+        return m.ExecInput("taken")
+
+    def exec_end(self, _r: Any, path: dict[str, str], *_: Any) -> m.ExecEnd:
+        self.w.programs.pop(path["id"], None)
+        return m.ExecEnd(0)
+
+    def _heard(self, status: int | None) -> m.ExecOutput:
+        return m.ExecOutput(0, 0, status, False, False, False, "", "")
 
     def profile_list(self, *_: Any) -> m.ProfileList:
         return m.ProfileList([PROFILE, m.ProfileView("bad", "/p/bad.yaml", "no template")])
