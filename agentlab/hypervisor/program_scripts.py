@@ -149,7 +149,7 @@ _PRUNE = (
         """
 prune() {
     set -- "$base"/*
-    [ $# -gt 4 ] || return 0
+    [ -e "$1" ] || return 0
     for each in $(find "$base" -mindepth 2 -maxdepth 2 -name seen -mmin +FORGOTTEN); do
         each=${each%/seen}
         ( cd "$each" || exit
