@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
 
 def now() -> float:
     """Seconds since the epoch, UTC; the form in which every record keeps its times."""
     return time.time()
+
+
+def utc(at: float) -> str:
+    """`2026-01-31 12:00:01 UTC`, for sentences in records."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,16 @@ class Deadline:
     @property
     def passed(self) -> bool:
         return time.monotonic() >= self.at
+
+
+class Timed(Protocol):
+    """Whatever has an end in time that is looked at now and then: a Deadline, or one that moves."""
+
+    @property
+    def left(self) -> float: ...
+
+    @property
+    def passed(self) -> bool: ...
 
 
 class Stamps:

@@ -19,6 +19,7 @@ import yaml
 from agentlab.errors import Invalid, NotFound
 from agentlab.secret import Secret
 from agentlab.settings import SETTINGS
+from agentlab.units import parse_duration, parse_size
 
 DEFAULT_PATH = Path("/etc/agentlab/config.yaml")
 PVE = Path("/etc/pve")  # pmxcfs: there on a Proxmox VE host, and nowhere else
@@ -40,6 +41,15 @@ class Network:
     subnet: IPv4Network
     host: IPv4Address
     dns: tuple[IPv4Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What all sandboxes together may take of this host; 0 is no limit.  Memory in MiB."""
+
+    sandboxes: int = 0
+    cores: int = 0
+    memory: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +99,8 @@ class Config:
     start: str
     accelerator: str
     retention_days: int
+    limits: Limits = Limits()
+    lease_grace: int = 300
 
 
 def load(path: Path) -> Config:
@@ -187,7 +199,27 @@ def _config(values: Mapping[str, object], path: Path) -> Config:
         start=_one_of(text, "local.start", ("auto", "cold", "memory"), path),
         accelerator=_one_of(text, "local.accelerator", ("auto", "kvm", "tcg"), path),
         retention_days=_between(values, "retention.days", 1, 3650, path),
+        limits=Limits(
+            sandboxes=_between(values, "limits.sandboxes", 0, 100_000, path),
+            cores=_between(values, "limits.cores", 0, 100_000, path),
+            memory=_memory(text["limits.memory"], path),
+        ),
+        lease_grace=_duration(text["lease.grace"], "lease.grace", path),
     )
+
+
+def _memory(text: str, path: Path) -> int:
+    try:
+        return parse_size(text, bare="M") if text else 0
+    except Invalid as error:
+        raise Invalid(f"{path}: limits.memory: {error.message}", hint=error.hint) from error
+
+
+def _duration(text: str, key: str, path: Path) -> int:
+    try:
+        return parse_duration(text)
+    except Invalid as error:
+        raise Invalid(f"{path}: {key}: {error.message}", hint=error.hint) from error
 
 
 def _absolute(text: str, key: str, path: Path) -> Path:

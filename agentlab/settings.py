@@ -59,6 +59,13 @@ SETTINGS: dict[str, tuple[object, str]] = {
     "proxmox.tasks_per_node": (10, "tasks that we have at the same moment on one node, 1 to 100"),
     "proxmox.clones_per_template": (3, "clones of one template at the same moment, 1 to 100"),
     "proxmox.clones_per_storage": (3, "clones to one storage at the same moment, 1 to 100"),
+    "limits.sandboxes": (0, "sandboxes that may be there at once, stopped ones too; 0: no limit"),
+    "limits.cores": (0, "virtual CPUs of all sandboxes that have power; 0: no limit"),
+    "limits.memory": ("", "memory of all sandboxes that have power, like `48G`; default: no limit"),
+    "lease.grace": (
+        "5m",
+        "what a lease that ended while the daemon was down is given before it counts as ended",
+    ),
     "retention.days": (30, "days that finished jobs, their artifacts and events are kept"),
 }
 
@@ -77,6 +84,10 @@ PROFILE: dict[str, tuple[object, str]] = {
     "after": (
         "destroy",
         "what becomes of the sandbox: `destroy`, `stop`, or `keep` until its lease ends",
+    ),
+    "idle_stop": (
+        "",
+        "stop a sandbox in which nothing has happened for so long, like `30m`; default: never",
     ),
     "mode": ("", "a word for the agent, as `AGENTLAB_JOB_MODE`"),
     "agent.command": ("", "`claude`, `codex`, `opencode`, or any command, for `/bin/sh -c`"),

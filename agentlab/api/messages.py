@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from agentlab.api.codec import limit
+from agentlab.api.codec import at_most, limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +157,29 @@ class EventList:
 
 
 @dataclass(frozen=True, slots=True)
+class SandboxRequest:
+    """A sandbox as asked for.  `ttl` is a duration like `4h`, "" for the profile's; `vmid` 0: any.
+
+    `keepalive`: its lease renews itself.  `queue` false: refused when this host has no room now.
+    """
+
+    profile: str = limit(64)
+    name: str = limit(64, default="")
+    ttl: str = limit(32, default="")
+    keepalive: bool = False
+    vmid: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+    queue: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxView:
-    """A sandbox as shown; `allowed` are the events that its state table has now."""
+    """A sandbox as shown; `allowed` are the events that its state table has now.
+
+    Sizes are MiB.  `ttl` is the length of its lease in seconds; `idle_stop` after how many seconds
+    without activity it is stopped, 0 for never.  `operation` is what is being done with it, "" for
+    nothing, and `waits_for` for what that waits.
+    """
 
     vmid: int
     name: str
@@ -174,6 +195,16 @@ class SandboxView:
     lease_until: float
     reason: str
     allowed: list[str]
+    template: str = ""
+    cores: int = 0
+    memory: int = 0
+    disk: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+    ttl: float = 0.0
+    keepalive: bool = False
+    idle_stop: float = 0.0
+    operation: str = ""
+    waits_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +213,156 @@ class SandboxList:
 
 
 @dataclass(frozen=True, slots=True)
+class ExecRequest:
+    """A program to run in a sandbox.  `id` is the caller's own: the same one runs once.
+
+    `workdir` "" is /work when it is there, else the user's home.  `input`: stdin will be sent.
+    """
+
+    argv: list[str] = field(metadata=at_most(4096))
+    id: str = limit(64)
+    user: str = limit(32, default="agent")
+    workdir: str = limit(4096, default="")
+    env: dict[str, str] = field(default_factory=dict)
+    input: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExecOutput:
+    """What a program has written, in base64, and the numbers of the pieces to ask for next.
+
+    `status` is null until it has ended and all of it has been handed out; 128 + n for a signal.
+    `cut`: something that it started still holds its output.  `broken`: the guest had no room, and
+    some output is lost.  `lost`: nobody in the guest knows any more how it ends.
+    """
+
+    next_out: int
+    next_err: int
+    status: int | None
+    cut: bool
+    broken: bool
+    lost: bool
+    stdout: str = limit(1 << 20)
+    stderr: str = limit(1 << 20)
+
+
+@dataclass(frozen=True, slots=True)
+class ExecInput:
+    """What became of a part of stdin: `taken`, `full` (send it again), or `closed`: nobody reads."""
+
+    state: str = limit(16)
+
+
+@dataclass(frozen=True, slots=True)
+class ExecEnd:
+    """How a program that was cleaned away had ended; null when it was ended by this, or was gone."""
+
+    status: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class DestroyRequest:
     force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StartRequest:
+    """`queue` false: refused when this host has no room now, instead of waiting for it."""
+
+    queue: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RevertRequest:
+    """`force`: also from under a job, which is cancelled and hands back first, and past snapshots
+    that stand in the way, which are deleted.  `restart` null: when it had power."""
+
+    force: bool = False
+    restart: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRequest:
+    """What is to change: 0 leaves cores or memory (MiB) as they are, a label that is null goes."""
+
+    cores: int = 0
+    memory: int = 0
+    labels: dict[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RenewRequest:
+    """`ttl` is a duration like `4h` from now on, "" for as long as before."""
+
+    ttl: str = limit(32, default="")
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRequest:
+    name: str = limit(64)
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotList:
+    """Names, oldest first."""
+
+    snapshots: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class PruneView:
+    """Orphaned TIMEOUT entries that were removed; `kept` are those whose VM is still there."""
+
+    removed: list[SandboxView]
+    kept: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class MachineView:
+    """A machine of the hypervisor: `whose` is ours, template, other installation or stranger.
+
+    `sandbox` is the state of the record that is about it, "" for none; `in_range`: its VMID is one
+    that sandboxes may have.
+    """
+
+    vmid: int
+    name: str
+    power: str
+    node: str
+    whose: str
+    sandbox: str
+    in_range: bool
+    lock: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    machines: list[MachineView]
+
+
+@dataclass(frozen=True, slots=True)
+class DriftView:
+    """Where record and hypervisor differ.  `mend` is what is done about it, "" when that is for a
+    person, whom `remedy` tells how; `operation` is the one that mends it, "" for none; `mended`
+    says that it has been done."""
+
+    kind: str
+    vmid: int
+    name: str
+    detail: str
+    mend: str
+    remedy: str
+    operation: str = ""
+    mended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DriftList:
+    """`complete` false: the inventory could not be read whole, and `problem` says why."""
+
+    drifts: list[DriftView]
+    complete: bool
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +436,10 @@ class TemplateList:
 
 @dataclass(frozen=True, slots=True)
 class OperationView:
-    """An operation: `state` is doing, undoing, done, failed or cancelled; `step` the present one."""
+    """An operation: `state` is doing, undoing, done, failed or cancelled; `step` the present one.
+
+    `vmid` is 0 for one that has no sandbox, or has none yet.
+    """
 
     id: str
     kind: str
@@ -268,6 +450,7 @@ class OperationView:
     error: str
     hint: str
     waits_for: str
+    vmid: int = 0
 
 
 @dataclass(frozen=True, slots=True)

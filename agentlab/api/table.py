@@ -74,15 +74,103 @@ EVENTS = Endpoint(
     "events", "GET", "/v1/events", N, m.EventList, "events after a sequence number; waits for one",
     ("after", "job", "vmid", "operation", "wait", "limit"),
 )  # fmt: skip
+SANDBOX_CREATE = Endpoint(
+    "sandbox_create", "POST", "/v1/sandboxes", m.SandboxRequest, m.OperationView,
+    "make a sandbox; the same Idempotency-Key gives the same one", status=202,
+)  # fmt: skip
+SANDBOX_VALIDATE = Endpoint(
+    "sandbox_validate", "POST", "/v1/sandboxes/validate", m.SandboxRequest, m.PlanView,
+    "plan a sandbox, and do nothing",
+)  # fmt: skip
 SANDBOX_LIST = Endpoint(
-    "sandbox_list", "GET", "/v1/sandboxes", N, m.SandboxList, "sandboxes", ("all",)
-)
+    "sandbox_list", "GET", "/v1/sandboxes", N, m.SandboxList,
+    "sandboxes; label=KEY or KEY=VALUE, state and profile narrow the list",
+    ("all", "state", "profile", "label"),
+)  # fmt: skip
 SANDBOX_SHOW = Endpoint(
     "sandbox_show", "GET", "/v1/sandboxes/{vmid}", N, m.SandboxView, "one, by VMID or name"
 )
+SANDBOX_UPDATE = Endpoint(
+    "sandbox_update", "POST", "/v1/sandboxes/{vmid}/update", m.UpdateRequest, m.SandboxView,
+    "change labels at once, cores and memory for its next start",
+)  # fmt: skip
+SANDBOX_START = Endpoint(
+    "sandbox_start", "POST", "/v1/sandboxes/{vmid}/start", m.StartRequest, m.OperationView,
+    "start a stopped sandbox; its lease begins anew", status=202,
+)  # fmt: skip
+SANDBOX_STOP = Endpoint(
+    "sandbox_stop", "POST", "/v1/sandboxes/{vmid}/stop", N, m.OperationView,
+    "have the guest power off, or take its power", status=202,
+)  # fmt: skip
+SANDBOX_PAUSE = Endpoint(
+    "sandbox_pause", "POST", "/v1/sandboxes/{vmid}/pause", N, m.OperationView,
+    "halt its virtual CPUs", status=202,
+)  # fmt: skip
+SANDBOX_RESUME = Endpoint(
+    "sandbox_resume", "POST", "/v1/sandboxes/{vmid}/resume", N, m.OperationView,
+    "let it go on", status=202,
+)  # fmt: skip
+SANDBOX_REVERT = Endpoint(
+    "sandbox_revert", "POST", "/v1/sandboxes/{vmid}/revert", m.RevertRequest, m.OperationView,
+    "put its root disk back to the snapshot `clean`", status=202,
+)  # fmt: skip
 SANDBOX_DESTROY = Endpoint(
     "sandbox_destroy", "POST", "/v1/sandboxes/{vmid}/destroy", m.DestroyRequest, m.OperationView,
     "destroy a sandbox and its disks", status=202,
+)  # fmt: skip
+SANDBOX_RENEW = Endpoint(
+    "sandbox_renew", "POST", "/v1/sandboxes/{vmid}/lease/renew", m.RenewRequest, m.SandboxView,
+    "renew the lease of a RUNNING sandbox",
+)  # fmt: skip
+SANDBOX_PRUNE = Endpoint(
+    "sandbox_prune", "POST", "/v1/sandboxes/prune", N, m.PruneView,
+    "remove TIMEOUT entries whose VM is gone",
+)  # fmt: skip
+SNAPSHOT_LIST = Endpoint(
+    "snapshot_list", "GET", "/v1/sandboxes/{vmid}/snapshots", N, m.SnapshotList,
+    "snapshots of its root disk",
+)  # fmt: skip
+SNAPSHOT_SAVE = Endpoint(
+    "snapshot_save", "POST", "/v1/sandboxes/{vmid}/snapshots", m.SnapshotRequest, m.OperationView,
+    "take a snapshot of a stopped sandbox", status=202,
+)  # fmt: skip
+SNAPSHOT_RESTORE = Endpoint(
+    "snapshot_restore", "POST", "/v1/sandboxes/{vmid}/snapshots/{name}/restore", m.RevertRequest,
+    m.OperationView, "put its root disk back to a snapshot", status=202,
+)  # fmt: skip
+SNAPSHOT_DELETE = Endpoint(
+    "snapshot_delete", "POST", "/v1/sandboxes/{vmid}/snapshots/{name}/delete", N, m.OperationView,
+    "delete a snapshot", status=202,
+)  # fmt: skip
+INVENTORY = Endpoint(
+    "inventory", "GET", "/v1/inventory", N, m.Inventory, "the hypervisor's machines, and whose"
+)
+RECONCILE_LOOK = Endpoint(
+    "reconcile_look", "GET", "/v1/reconcile", N, m.DriftList,
+    "where records and hypervisor differ; nothing is changed",
+)  # fmt: skip
+RECONCILE_APPLY = Endpoint(
+    "reconcile_apply", "POST", "/v1/reconcile", N, m.DriftList,
+    "mend what can be mended, and begin what takes longer", status=202,
+)  # fmt: skip
+EXEC_START = Endpoint(
+    "exec_start", "POST", "/v1/sandboxes/{vmid}/exec", m.ExecRequest, m.ExecOutput,
+    "run a program in a sandbox; the same id runs once; waits a moment for its output", ("wait",),
+)  # fmt: skip
+EXEC_OUTPUT = Endpoint(
+    "exec_output", "GET", "/v1/sandboxes/{vmid}/exec/{id}", N, m.ExecOutput,
+    "a program's output from these pieces on (earlier ones are forgotten); waits for more",
+    ("out", "err", "wait"),
+)  # fmt: skip
+EXEC_INPUT = Endpoint(
+    "exec_input", "PUT", "/v1/sandboxes/{vmid}/exec/{id}/stdin", Raw, m.ExecInput,
+    "a part of a program's stdin, at most 256 KiB, the first byte at `offset`; `last`: the end",
+    ("offset", "last", "wait"),
+)  # fmt: skip
+EXEC_END = Endpoint(
+    "exec_end", "DELETE", "/v1/sandboxes/{vmid}/exec/{id}", N, m.ExecEnd,
+    "end a program if it runs, and forget it; with `ended`, which says that it has, in a while",
+    ("ended",),
 )  # fmt: skip
 PROFILE_LIST = Endpoint("profile_list", "GET", "/v1/profiles", N, m.ProfileList, "profiles")
 TEMPLATE_LIST = Endpoint("template_list", "GET", "/v1/templates", N, m.TemplateList, "templates")
@@ -103,6 +191,10 @@ CHECKS = Endpoint(
 
 ENDPOINTS: tuple[Endpoint[object, object], ...] = (
     STATUS, JOB_CREATE, JOB_VALIDATE, JOB_LIST, JOB_SHOW, JOB_CANCEL, JOB_LOG, JOB_ARTIFACTS,
-    JOB_ARTIFACT, BUNDLE_PUT, EVENTS, SANDBOX_LIST, SANDBOX_SHOW, SANDBOX_DESTROY, PROFILE_LIST,
+    JOB_ARTIFACT, BUNDLE_PUT, EVENTS, SANDBOX_CREATE, SANDBOX_VALIDATE, SANDBOX_LIST,
+    SANDBOX_SHOW, SANDBOX_UPDATE, SANDBOX_START, SANDBOX_STOP, SANDBOX_PAUSE, SANDBOX_RESUME,
+    SANDBOX_REVERT, SANDBOX_DESTROY, SANDBOX_RENEW, SANDBOX_PRUNE, SNAPSHOT_LIST, SNAPSHOT_SAVE,
+    SNAPSHOT_RESTORE, SNAPSHOT_DELETE, INVENTORY, RECONCILE_LOOK, RECONCILE_APPLY, EXEC_START,
+    EXEC_OUTPUT, EXEC_INPUT, EXEC_END, PROFILE_LIST,
     TEMPLATE_LIST, TEMPLATE_BUILD, TEMPLATE_CHECK, OPERATION_SHOW, CHECKS,
 )  # type: ignore[assignment]  # fmt: skip

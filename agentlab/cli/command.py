@@ -48,10 +48,12 @@ class Interrupted(AgentLabError):
 class Arg:
     """An argument.  A name with dashes is an option, which takes a value when `value` names one.
 
-    `kind` says how the text is read: text, count, duration, or state; `many` may be repeated.
+    `kind` says how the text is read: text, count (from 0), number (from 1), memory, duration, job
+    state or sandbox state; `many` may be repeated.  `verbatim`: all that follows `--`, taken as it
+    is.
     """
 
-    __slots__ = ("default", "help", "kind", "many", "name", "required", "value")
+    __slots__ = ("default", "help", "kind", "many", "name", "required", "value", "verbatim")
 
     def __init__(
         self,
@@ -63,6 +65,7 @@ class Arg:
         default: str = "",
         many: bool = False,
         required: bool = False,
+        verbatim: bool = False,
     ) -> None:
         self.name = name
         self.help = help
@@ -71,6 +74,7 @@ class Arg:
         self.default = default
         self.many = many
         self.required = required
+        self.verbatim = verbatim
 
     @property
     def option(self) -> bool:
@@ -141,7 +145,7 @@ class Args:
         """A duration; None when it was not given."""
         if name not in self._found:
             return None
-        from agentlab.model.ids import parse_duration
+        from agentlab.units import parse_duration
 
         return float(parse_duration(self.text(name)))
 

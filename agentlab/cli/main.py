@@ -88,7 +88,8 @@ def _fail(out: Output, line: Line | None, error: AgentLabError) -> int:
 
 def _sentence(line: Line | None, message: str) -> str:
     """`cannot …: why`: what was wanted, unless the message says it."""
-    whole = ("cannot ", "failed to ", "gave up ", "interrupted", "timeout waiting")
+    whole = ("cannot ", "failed to ", "gave up ", "interrupted", "timeout waiting",
+             "sandbox lease not renewable")  # fmt: skip
     if message.startswith(whole) or line is None or line.command is None:
         return message
     return f"cannot {line.command.summary.partition(';')[0]}: {message}"

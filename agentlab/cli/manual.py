@@ -71,12 +71,15 @@ def command_help(command: Command) -> list[str]:
 
 def synopsis(command: Command) -> str:
     """`job wait ID [FLAGS]`: what must be given, then that there is more."""
-    words = [command.name]
+    words, last = [command.name], []
     for arg in command.positionals:
+        if arg.verbatim:
+            last = ["--", arg.name + "…"]
+            continue
         word = arg.name + ("…" if arg.many else "")
         words.append(word if arg.required else f"[{word}]")
     words += [f"{arg.name} {arg.value}" for arg in command.options if arg.required]
-    return " ".join([*words, "[FLAGS]"])
+    return " ".join([*words, "[FLAGS]", *last])
 
 
 def render_markdown() -> str:

@@ -74,6 +74,22 @@ class Output:
             self._out.buffer.write(data)
         self._out.flush()
 
+    def pipe(self, data: bytes, *, err: bool = False) -> None:
+        """What a program wrote, byte for byte, to the stream that it wrote it to."""
+        self.still()
+        stream = self._err if err else self._out
+        stream.flush()
+        stream.buffer.write(data)
+        stream.flush()
+
+    def unread(self) -> bool:
+        """Whether stdout goes to nobody: a pipe whose reader has left."""
+        import select
+
+        poll = select.poll()
+        poll.register(self._out.fileno(), 0)
+        return any(found & select.POLLERR for _, found in poll.poll(0))
+
     def note(self, text: str, colour: str = "") -> None:
         """A line of progress or advice on stderr, unless quiet."""
         if self.quiet:

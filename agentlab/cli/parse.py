@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_SHORT = {"-h": "--help", "-q": "--quiet"}
+_SHORT = {"-h": "--help", "-q": "--quiet", "-i": "--stdin"}
 
 
 def _options() -> dict[str, bool]:
@@ -102,11 +102,25 @@ def find(words: Sequence[str]) -> tuple[Command | None, Sequence[str]]:
     if words[0] in nouns:
         if len(words) == 1:
             return None, words
-        verbs = [each.verb for each in COMMANDS if each.noun == words[0]]
-        raise unknown(f"{words[0]} command", words[1], verbs)
+        raise _unknown_verb(words)
     if words[0] in ALIASES:
         return ALIASES[words[0]], words[1:]
     raise unknown("command", words[0], [*nouns, *ALIASES])
+
+
+def _unknown_verb(words: Sequence[str]) -> Usage:
+    """For words that are no command of their noun: `sandbox shwo`, `sandbox snapshot svae`."""
+    verbs = [each.verb for each in COMMANDS if each.noun == words[0]]
+    first = f"{words[1]} "
+    second = [each.removeprefix(first) for each in verbs if each.startswith(first)]
+    if not second:
+        return unknown(f"{words[0]} command", words[1], verbs)
+    if len(words) > 2:
+        return unknown(f"{words[0]} {words[1]} command", words[2], second)
+    return Usage(
+        f"cannot read the command line: {words[0]} {words[1]} does nothing alone",
+        hint=f"say {', '.join(sorted(second))}",
+    )
 
 
 def _positionals(command: Command, words: Sequence[str]) -> dict[str, list[str]]:
@@ -141,17 +155,34 @@ def _check(command: Command, found: dict[str, list[str]]) -> None:
 
 
 def _check_value(arg: Arg, value: str) -> None:
-    if arg.kind == "count" and not (value.isascii() and value.isdigit() and len(value) < 10):
+    if arg.kind in ("count", "number") and not (
+        value.isascii() and value.isdigit() and len(value) < 10
+    ):
         raise Usage(f"cannot read {arg.name} {value}: must be a whole number")
+    if arg.kind == "number" and not int(value):
+        raise Usage(f"cannot read {arg.name} {value}: must be 1 or more")
     if arg.kind == "duration":
-        from agentlab.model.ids import parse_duration
+        from agentlab.units import parse_duration
 
         parse_duration(value)
-    if arg.kind == "state":
+    if arg.kind == "memory":
+        from agentlab.units import parse_size
+
+        parse_size(value, bare="M")
+    if arg.kind.endswith(" state"):
+        states = _states(arg.kind)
+        if value not in states:
+            raise unknown(arg.kind, value, states)
+
+
+def _states(kind: str) -> list[str]:
+    if kind == "job state":
         from agentlab.model.job import JobState
 
-        if value not in list(JobState):
-            raise unknown("job state", value, list(JobState))
+        return list(JobState)
+    from agentlab.model.sandbox import SandboxState
+
+    return list(SandboxState)
 
 
 def _order(command: Command) -> str:

@@ -49,6 +49,8 @@ _SHOWN: dict[str, Callable[[EventView], Line]] = {
     "artifact.stored": lambda e: Line(
         "artifact", f"{_fact(e, 'name')}  {size(_number(e, 'size'))}"
     ),
+    "sandbox.lease": lambda e: Line("lease", e.text),
+    "sandbox.snapshot": lambda e: Line("snapshot", e.text),
     "job.cancel": lambda e: Line("job", e.text.rpartition(": ")[2], "yellow"),
     "template.step": lambda e: Line("template", e.text),
     "guest.refused": lambda e: Line("refused", e.text, "yellow"),

@@ -46,7 +46,7 @@ def job_end(ctx: Context, client: Client, job: m.JobView, *, follow: bool = Fals
 
 
 def operation_end(
-    ctx: Context, client: Client, operation: m.OperationView, *, what: str
+    ctx: Context, client: Client, operation: m.OperationView, *, what: str, hint: str = ""
 ) -> m.OperationView:
     """The operation when it is final; `what` names it, for those who stop waiting."""
     last = operation
@@ -60,7 +60,17 @@ def operation_end(
         return operation
     feed = Feed(client)
     feed.follow_events({"operation": operation.id}, ended)
-    _drive(ctx, feed, f"{what} goes on", "see what it does: journalctl -u agentlabd -f")
+    _drive(ctx, feed, f"{what} goes on", hint or "see what it does: journalctl -u agentlabd -f")
+    return last
+
+
+def done(
+    ctx: Context, client: Client, operation: m.OperationView, what: str, doing: str
+) -> m.OperationView:
+    """The operation on a sandbox when it is done; raises what it failed of: `failed to WHAT: why`."""
+    hint = f"see what it does: agentlab sandbox show {operation.vmid}"
+    last = operation_end(ctx, client, operation, what=doing, hint=hint)
+    must_succeed(last, what)
     return last
 
 
@@ -68,6 +78,8 @@ def must_succeed(operation: m.OperationView, what: str) -> None:
     """Raises what an operation failed of: `failed to WHAT: why`."""
     if operation.state != "done":
         why = operation.error or f"the operation was {operation.state}"
+        for said in (f"cannot {what}: ", f"failed to {what}: "):
+            why = why.removeprefix(said)
         raise AgentLabError(
             f"failed to {what}: {why}",
             hint=operation.hint,

@@ -54,17 +54,33 @@ class Client:
                 raise
             return once()
 
-    def create_job(self, job: m.JobRequest, *, patience: float = PATIENCE) -> m.JobView:
-        """Runs a job once, however often the reply is lost: every try carries the same key."""
+    def act(
+        self,
+        endpoint: Endpoint[Req, Resp],
+        request_value: Req | None = None,
+        *,
+        path: Mapping[str, str] | None = None,
+        patience: float = PATIENCE,
+    ) -> Resp:
+        """Asks for something to be done, once: every try carries the same key.
+
+        For endpoints that look at the key, and for those whose effect is the same the second time.
+        """
         import secrets
 
         key = {"Idempotency-Key": secrets.token_urlsafe(24)}
+
+        def once() -> Resp:
+            return self.call(endpoint, request_value, path=path, headers=key)
+
         try:
-            return self.call(table.JOB_CREATE, job, headers=key)
-        except Lost:  # from here on it may exist, so that a refused connection is a restart
-            return patiently(
-                lambda: self.call(table.JOB_CREATE, job, headers=key), patience=patience
-            )
+            return once()
+        except Lost:  # from here on it may be done, so that a refused connection is a restart
+            return patiently(once, patience=patience)
+
+    def create_job(self, job: m.JobRequest, *, patience: float = PATIENCE) -> m.JobView:
+        """Runs a job once, however often the reply is lost."""
+        return self.act(table.JOB_CREATE, job, patience=patience)
 
     def put_bundle(self, file: BinaryIO, sha256: str, size: int) -> m.BundleView:
         """Sends a git bundle; again is the same, so a lost reply is no trouble."""
@@ -83,6 +99,19 @@ class Client:
             return once()
         except Lost:
             return patiently(once)
+
+    def put(
+        self,
+        endpoint: Endpoint[Raw, Resp],
+        content: bytes,
+        *,
+        path: Mapping[str, str],
+        query: Query,
+    ) -> Resp:
+        """Sends a few bytes; once, since only the caller knows whether they may come again."""
+        headers = {"Content-Type": "application/octet-stream"}
+        reply = self._send(endpoint, content, path=path, query=query, headers=headers)
+        return self._read(endpoint, reply)
 
     def stream(
         self,

@@ -1,4 +1,4 @@
-"""What has had its time: a job that is past its deadline, a kept sandbox that is past its lease."""
+"""What has had its time: a job that is past its deadline."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ import logging
 from agentlab.clock import Deadline, Stamps
 from agentlab.engine.runner import Runner
 from agentlab.model.job import JobEvent
-from agentlab.model.sandbox import SandboxState
-from agentlab.operations import job_run, sandbox_destroy
+from agentlab.operations import job_run
 from agentlab.operations.context import World
-from agentlab.store import jobs, operations, sandboxes
+from agentlab.store import jobs
 
 _log = logging.getLogger(__name__)
 EVERY = 10.0
 _START = 120.0  # seconds after the daemon's start that jobs found unfinished have in any case
-
-# A stopped sandbox costs nothing but its disk, and waits for its owner.
-_POWERED = {SandboxState.COMPLETED, SandboxState.FAILED, SandboxState.TIMEOUT}
 
 
 class Deadlines:
@@ -30,19 +26,13 @@ class Deadlines:
         self._from = Deadline.after(start)
 
     def check(self) -> None:
-        """One look at all unfinished jobs and all kept sandboxes."""
+        """One look at all unfinished jobs."""
         with self._world.store.read() as tx:
-            unfinished, kept = jobs.unfinished(tx), sandboxes.live(tx)
-        keys = {f"job {job.id}" for job in unfinished} | {f"box {one.vmid}" for one in kept}
-        self._stamps.keep(keys)
+            unfinished = jobs.unfinished(tx)
+        self._stamps.keep({job.id for job in unfinished})
         for job in unfinished:
-            passed = self._stamps.deadline(f"job {job.id}", job.deadline).passed
-            if passed and self._from.passed:
+            if self._stamps.deadline(job.id, job.deadline).passed and self._from.passed:
                 self._expire(job.id)
-        for one in kept:
-            leased = one.state in _POWERED and one.lease_until > 0
-            if leased and self._stamps.deadline(f"box {one.vmid}", one.lease_until).passed:
-                self._destroy(one.vmid)
 
     def _expire(self, job_id: str) -> None:
         with self._world.store.write() as tx:
@@ -54,11 +44,3 @@ class Deadlines:
             _log.warning("job %s has had its time: %s", job_id, reason or event)
             job_run.conclude(tx, job_id, event, reason)
             self._runner.cancel(tx, job.operation)
-
-    def _destroy(self, vmid: int) -> None:
-        subject = f"sandbox:{vmid}"
-        with self._world.store.write() as tx:
-            if operations.holder_of(tx, subject) is None:
-                one = sandboxes.get(tx, vmid)
-                _log.info("the lease of sandbox %d has ended: destroying it", vmid)
-                self._runner.submit(tx, sandbox_destroy.KIND, [subject], {}, job=one.job, vmid=vmid)

@@ -163,7 +163,7 @@ class GuestSite:
                     tx, "job.stage", f"job {job.id}: {stage}", job=job.id, vmid=job.vmid,
                     operation=job.operation, facts={"stage": stage.value},
                 )  # fmt: skip
-        return {"cancel": session.cancel}
+        return {"cancel": session.cancel, "time_left": session.time_left}
 
     def _log(self, session: Session, request: Request[Raw]) -> object:
         if "offset" not in request.query:

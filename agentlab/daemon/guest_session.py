@@ -20,13 +20,17 @@ _SESSION = re.compile(r"[A-Za-z0-9_-]{43,128}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A guest that has shown whose it is.  `limits` are those of its job's beginning."""
+    """A guest that has shown whose it is.  `limits` are those of its job's beginning.
+
+    `time_left`: seconds that its agent still has before it must hand back.
+    """
 
     fingerprint: str
     address: str
     job: Job
     limits: Limits
     cancel: bool
+    time_left: int
 
 
 class Ended(Conflict):
@@ -87,8 +91,9 @@ def authorize(daemon: Daemon, address: str, authorization: str, job_id: str) -> 
             raise OtherJob("the session belongs to another job", token.job)
         job = jobs.get(tx, token.job)
         operation = operations.find(tx, job.operation)
-    if operation is None:
-        raise Denied("the job's operation is gone")
+        if operation is None:
+            raise Denied("the job's operation is gone")
+        left = requests.agent_time_left(sandboxes.get(tx, job.vmid), operation)
     limits = operation.input["limits"]
     if not isinstance(limits, dict):
         raise TypeError("an operation without limits")
@@ -98,6 +103,7 @@ def authorize(daemon: Daemon, address: str, authorization: str, job_id: str) -> 
         job=job,
         limits=Limits(**limits),
         cancel=operation.cancel,
+        time_left=left,
     )
 
 

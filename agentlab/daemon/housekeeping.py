@@ -6,7 +6,7 @@ import logging
 import threading
 
 from agentlab import clock
-from agentlab.control import deadlines, fence_watch, retention
+from agentlab.control import deadlines, fence_watch, leases, retention
 from agentlab.control.loop import Loop
 from agentlab.daemon.context import Daemon
 from agentlab.daemon.job_files import INCOMING, sweep_parts
@@ -28,6 +28,7 @@ class Housekeeping:
         self._loops = [
             Loop("retention", lambda: retention.sweep(world, clock.now()), every=retention.EVERY),
             Loop("deadlines", ends.check, every=deadlines.EVERY),
+            Loop("leases", leases.Leases(world, daemon.runner).check, every=leases.EVERY),
         ]
         self._watch = Loop("fence", lambda: fence_watch.check(world), every=fence_watch.EVERY)
         self._lock = threading.Lock()

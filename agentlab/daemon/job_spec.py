@@ -6,10 +6,10 @@ import re
 
 from agentlab.api import messages as m
 from agentlab.errors import Invalid
-from agentlab.model.ids import parse_duration
 from agentlab.model.job import JobSpec, Repo
 from agentlab.store import jobs
 from agentlab.store.db import Store
+from agentlab.units import parse_duration
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}", re.ASCII)
@@ -39,9 +39,9 @@ def parse_spec(store: Store, request: m.JobRequest) -> JobSpec:
         task=request.task,
         profile=request.profile,
         mode=request.mode,
-        ttl=_ttl(request.ttl),
+        ttl=parse_ttl(request.ttl),
         env=_env(request.env),
-        labels=_labels(request.labels),
+        labels=parse_labels(request.labels),
     )
 
 
@@ -87,7 +87,8 @@ def _check_bundle(store: Store, sha256: str) -> None:
         )
 
 
-def _ttl(text: str) -> int:
+def parse_ttl(text: str) -> int:
+    """Seconds, 0 for none; Invalid names the path."""
     try:
         return parse_duration(text) if text else 0
     except Invalid as error:
@@ -103,7 +104,8 @@ def _env(env: dict[str, str]) -> dict[str, str]:
     return env
 
 
-def _labels(labels: dict[str, str]) -> dict[str, str]:
+def parse_labels(labels: dict[str, str]) -> dict[str, str]:
+    """The same labels; Invalid for what cannot be one."""
     if len(labels) > _MAX_ENTRIES:
         raise _bad("labels", f"has more than {_MAX_ENTRIES} names")
     for name, value in labels.items():

@@ -20,6 +20,7 @@ Req = TypeVar("Req")
 _BROKEN = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
+_KEY = re.compile(r"[\x21-\x7e]{0,128}")
 _MAX_PARAMETERS = 20
 # A document of nothing but `{},` takes thirty times its size while it is read: one at a time.
 _LARGE = 64 * 1024  # bytes
@@ -44,6 +45,14 @@ class Request(Generic[Req]):
     headers: Mapping[str, str]
     body: Body
     peer: Peer
+
+    @property
+    def key(self) -> str:
+        """The Idempotency-Key, "" for none; Invalid for one that cannot be."""
+        key = self.headers.get("idempotency-key", "")
+        if not _KEY.fullmatch(key):
+            raise Invalid("Idempotency-Key must be 1 to 128 visible ASCII characters")
+        return key
 
     def number(self, name: str, default: int, *, most: int = 1 << 53) -> int:
         """A whole number from the query, 0 to `most`."""

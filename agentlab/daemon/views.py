@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from agentlab.api import messages as m
 from agentlab.daemon.context import Daemon
 from agentlab.errors import AgentLabError
 from agentlab.model.event import Event
 from agentlab.model.job import JOB, Job
+from agentlab.model.plan import Plan
 from agentlab.model.sandbox import SANDBOX, Sandbox
 from agentlab.store import operations, sandboxes
 from agentlab.store.db import Tx
@@ -45,6 +46,21 @@ def job_view(daemon: Daemon, tx: Tx, job: Job) -> m.JobView:
     )
 
 
+def plan_view(plan: Plan) -> m.PlanView:
+    return m.PlanView(
+        profile=plan.profile,
+        template=plan.template,
+        cores=plan.cores,
+        memory=plan.memory,
+        disk=plan.disk,
+        network=str(plan.network),
+        ttl=plan.ttl,
+        time_limit=plan.time_limit,
+        after=str(plan.after),
+        command=plan.command,
+    )
+
+
 def _address(tx: Tx, job: Job) -> str:
     sandbox = sandboxes.find(tx, job.vmid) if job.vmid else None
     # a VMID that came back may be another job's by now
@@ -60,7 +76,19 @@ def power_of_all(daemon: Daemon) -> Mapping[int, str] | None:
         return None
 
 
-def sandbox_view(sandbox: Sandbox, power: Mapping[int, str] | None) -> m.SandboxView:
+def holders(tx: Tx, found: Sequence[Sandbox]) -> Mapping[int, OperationRow]:
+    """What is being done with each of these sandboxes, by their ids."""
+    held = {}
+    for one in found:
+        holder = operations.holder_of(tx, f"sandbox:{one.vmid}")
+        if holder is not None and not SANDBOX.final(one.state):
+            held[one.id] = holder
+    return held
+
+
+def sandbox_view(
+    sandbox: Sandbox, power: Mapping[int, str] | None, holder: OperationRow | None = None
+) -> m.SandboxView:
     """A sandbox; its power is "absent" without a machine, "unknown" without an inventory."""
     shown = "unknown" if power is None else power.get(sandbox.vmid, "absent")
     if SANDBOX.final(sandbox.state):
@@ -80,6 +108,16 @@ def sandbox_view(sandbox: Sandbox, power: Mapping[int, str] | None) -> m.Sandbox
         lease_until=sandbox.lease_until,
         reason=sandbox.reason,
         allowed=[each.value for each in SANDBOX.allowed(sandbox.state)],
+        template=sandbox.template,
+        cores=sandbox.cores,
+        memory=sandbox.memory,
+        disk=sandbox.disk,
+        labels=sandbox.labels,
+        ttl=sandbox.ttl,
+        keepalive=sandbox.keepalive,
+        idle_stop=sandbox.idle_stop,
+        operation=f"{holder.kind} {holder.id}" if holder else "",
+        waits_for=holder.waits_for if holder else "",
     )
 
 
@@ -110,4 +148,5 @@ def operation_view(tx: Tx, operation: OperationRow) -> m.OperationView:
         error=operation.error,
         hint=operation.hint,
         waits_for=operation.waits_for,
+        vmid=operation.vmid,
     )

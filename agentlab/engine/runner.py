@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import threading
@@ -97,12 +98,20 @@ class Runner:
         job: str = "",
         vmid: int = 0,
         operation: str = "",
+        in_turn: bool = False,
+        request: tuple[str, str] = ("", ""),
     ) -> str:
-        """Writes an operation down in the caller's transaction; it begins when that is on disk."""
+        """Writes an operation down in the caller's transaction; it begins when that is on disk.
+
+        `in_turn` and `request` as for `operations.create`.
+        """
         if kind not in self._kinds:
             raise Internal(f"no operation of the kind {kind}")
         identity = operation or new_id()
-        operations.create(tx, identity, kind, subjects, arguments, job=job, vmid=vmid)
+        operations.create(
+            tx, identity, kind, subjects, arguments, job=job, vmid=vmid, in_turn=in_turn,
+            request=request,
+        )  # fmt: skip
         tx.on_commit(lambda: self.wake(identity))
         return identity
 
@@ -330,15 +339,21 @@ class Runner:
     def _undone(self, operation: OperationRow) -> None:
         state = "cancelled" if operation.code == Cancelled.code else "failed"
         with self._store.write() as tx:
-            operations.finish(tx, operation.id, state)
+            self._end(tx, operation, state)
             facts = {"error": operation.error, "hint": operation.hint}
             _event(tx, operation, f"operation.{state}", "", **facts)
 
     def _finish(self, operation: OperationRow, kind: Operation) -> None:
         with self._store.write() as tx:
             kind.finish(tx, operation, None)
-            operations.finish(tx, operation.id, "done")
+            self._end(tx, operation, "done")
             _event(tx, operation, "operation.done", "")
+
+    def _end(self, tx: Tx, operation: OperationRow, state: str) -> None:
+        """Those who wait for what it held are looked at as soon as that is on disk."""
+        waiting = operations.finish(tx, operation.id, state)
+        for each in waiting:
+            tx.on_commit(functools.partial(self.wake, each))
 
 
 def _event(tx: Tx, operation: OperationRow, kind: str, step: str, **facts: object) -> None:

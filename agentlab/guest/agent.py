@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentlab import clock, run
-from agentlab.clock import Deadline
+from agentlab.clock import Deadline, Timed
 from agentlab.errors import Invalid, Unsupported
 from agentlab.guest.account import Account, kill_all, limited
 from agentlab.guest.command import Process, wait_for_end
@@ -124,7 +124,7 @@ class Agent:
     task: Path
     reason: Callable[[], str]
 
-    def run(self, deadline: Deadline, sink: Callable[[bytes], None]) -> Outcome:
+    def run(self, deadline: Timed, sink: Callable[[bytes], None]) -> Outcome:
         """Runs to the end; nothing of the user runs any more when this returns.
 
         Raises Invalid or Unsupported when there is nothing that could be started.
@@ -162,7 +162,7 @@ class Agent:
             status if status >= 0 else None, -status if status < 0 else None, stopped, started
         )
 
-    def _watch(self, process: Process, deadline: Deadline) -> str:
+    def _watch(self, process: Process, deadline: Timed) -> str:
         """Until the agent has ended by itself (""), or has been told to; then why."""
         while not wait_for_end(process, min(self.pace.poll, deadline.left)):
             stopped = self.reason() or ("timeout" if deadline.passed else "")

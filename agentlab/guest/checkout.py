@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentlab.clock import Deadline
+from agentlab.clock import Timed
 from agentlab.errors import AgentLabError, Invalid
 from agentlab.guest.account import Account
 from agentlab.guest.command import Ended, run_as
@@ -54,7 +54,7 @@ class Checkout:
     account: Account
     place: Workplace
     job: Job
-    deadline: Deadline
+    deadline: Timed
     stop: Callable[[], bool]
 
     def run(self, daemon: Daemon) -> str | None:

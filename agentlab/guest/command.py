@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from agentlab import run
-from agentlab.clock import Deadline
+from agentlab.clock import Timed
 from agentlab.errors import AgentLabError, DeadlineExceeded
 from agentlab.guest.account import Account
 
@@ -91,7 +91,7 @@ def run_as(
     account: Account,
     argv: Sequence[str | Path],
     *,
-    deadline: Deadline,
+    deadline: Timed,
     env: Mapping[str, str],
     stdin: int | None = None,
     sink: Sink = bytes.__len__,
@@ -127,7 +127,7 @@ def run_as(
 
 
 def _follow(
-    process: Process, pipes: _Pipes, name: str, deadline: Deadline, stop: Callable[[], bool]
+    process: Process, pipes: _Pipes, name: str, deadline: Timed, stop: Callable[[], bool]
 ) -> None:
     """Until the program has ended; a child that keeps a pipe open is not waited for."""
     poll = select.poll()

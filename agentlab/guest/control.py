@@ -6,6 +6,7 @@ import logging
 import threading
 from contextlib import suppress
 
+from agentlab.clock import Deadline
 from agentlab.errors import AgentLabError, Unavailable
 from agentlab.guest.daemon import Daemon
 
@@ -34,11 +35,34 @@ class Control:
         return bool(self._reason)
 
 
-class Heartbeat:
-    """Says each `interval` seconds, and at each new stage, that we live; hears of a cancel."""
+class Limit:
+    """The agent's time limit: a deadline that moves when the sandbox's lease is renewed."""
 
-    def __init__(self, daemon: Daemon, control: Control, interval: float) -> None:
+    def __init__(self, seconds: float) -> None:
+        self._deadline = Deadline.after(seconds)
+
+    def move(self, seconds: float) -> None:
+        """From now on it is so many seconds away."""
+        self._deadline = Deadline.after(seconds)
+
+    @property
+    def left(self) -> float:
+        return self._deadline.left
+
+    @property
+    def passed(self) -> bool:
+        return self._deadline.passed
+
+
+class Heartbeat:
+    """Says each `interval` seconds, and at each new stage, that we live.
+
+    It hears of a cancel, and of a time limit that is another one since a lease was renewed.
+    """
+
+    def __init__(self, daemon: Daemon, control: Control, interval: float, limit: Limit) -> None:
         self._daemon, self._control, self._interval = daemon, control, interval
+        self._limit = limit
         self._over = False
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -57,8 +81,11 @@ class Heartbeat:
             self._control.changed.clear()
             try:
                 with suppress(Unavailable):  # it restarts; the next heartbeat is the retry
-                    if self._daemon.heartbeat(self._control.stage):
+                    answer = self._daemon.heartbeat(self._control.stage)
+                    if answer.cancel:
                         self._control.stop("cancelled")
+                    if answer.time_left is not None:
+                        self._limit.move(answer.time_left)
                 failing = False
             except AgentLabError as refused:
                 if not failing:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from agentlab.clock import Deadline
+from agentlab.clock import Deadline, Timed
 from agentlab.errors import BY_CODE, AgentLabError, Conflict, Denied, Invalid, Unavailable
 from agentlab.guest.paths import Pace
 from agentlab.secret import Secret
@@ -67,6 +67,17 @@ def _error(status: int, raw: bytes) -> AgentLabError:
     return kind(message, details=details if isinstance(details, dict) else {})
 
 
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The answer to a heartbeat: whether the job was cancelled, and what the agent still has.
+
+    `time_left` is in seconds; None from a daemon that does not say.
+    """
+
+    cancel: bool
+    time_left: float | None
+
+
 class Daemon:
     """One daemon, one job, one session.  Safe for several threads: a connection a request."""
 
@@ -84,10 +95,13 @@ class Daemon:
         body = Body.of_json({"token": token.reveal(), "session": self._session.reveal()})
         return self._insist("POST", "/guest/v1/claim", body, deadline, bearer=False)
 
-    def heartbeat(self, stage: str) -> bool:
-        """One try.  True: the job was cancelled."""
+    def heartbeat(self, stage: str) -> Beat:
+        """One try; what the daemon has to say."""
         answer = self._once("POST", self._base + "heartbeat", Body.of_json({"stage": stage}), 10.0)
-        return answer.get("cancel") is True
+        left = answer.get("time_left")
+        if not isinstance(left, int | float) or isinstance(left, bool) or left < 0:
+            left = None
+        return Beat(answer.get("cancel") is True, left)
 
     def put_log(self, offset: int, data: bytes) -> int:
         """One try; the log's size at the daemon's, from where to go on (also when it was not N)."""
@@ -109,7 +123,7 @@ class Daemon:
         body = Body(size, read, {"X-Content-Sha256": sha256})
         self._insist("PUT", path, body, until, tries=6)
 
-    def get_bundle(self, begin: Begin, until: Deadline) -> None:
+    def get_bundle(self, begin: Begin, until: Timed) -> None:
         """The repository of a job that came from a local path; a retry begins a new sink."""
         self._insist("GET", self._base + "repo.bundle", None, until, begin=begin)
 
@@ -121,7 +135,7 @@ class Daemon:
         method: str,
         path: str,
         body: Body | None,
-        deadline: Deadline,
+        deadline: Timed,
         *,
         bearer: bool = True,
         tries: int | None = None,

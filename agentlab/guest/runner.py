@@ -17,7 +17,7 @@ from agentlab.guest.account import Account, kill_all
 from agentlab.guest.agent import Agent
 from agentlab.guest.checkout import Checkout, CheckoutFailed
 from agentlab.guest.command import Stopped
-from agentlab.guest.control import Control, Heartbeat
+from agentlab.guest.control import Control, Heartbeat, Limit
 from agentlab.guest.daemon import Daemon
 from agentlab.guest.handback import HandBack, Handed
 from agentlab.guest.identity import Kernel
@@ -100,7 +100,7 @@ class Course:
     def _do(self, job: Job) -> int:
         spare = self._guest.pace.report
         overall = Deadline.after(job.time_limit + job.handback_limit + spare)
-        limit = Deadline.after(job.time_limit)
+        limit = Limit(job.time_limit)
         try:
             spool = Spool(self._guest.paths.spools)
         except OSError as full:
@@ -111,10 +111,10 @@ class Course:
             verdict = self._see_through(job, JobLog(spool, job.limits.log_bytes), limit)
         return self._report(verdict, overall)
 
-    def _see_through(self, job: Job, joblog: JobLog, limit: Deadline) -> Verdict:
+    def _see_through(self, job: Job, joblog: JobLog, limit: Limit) -> Verdict:
         """The job itself, while its log and its heartbeats are sent; all are over after it."""
         sender = LogSender(self._daemon, joblog, self._guest.pace)
-        beat = Heartbeat(self._daemon, self._control, job.heartbeat)
+        beat = Heartbeat(self._daemon, self._control, job.heartbeat, limit)
         sender.start()
         beat.start()
         verdict = self._judged(lambda: self._work(job, limit, joblog), job, limit, joblog)
@@ -128,7 +128,7 @@ class Course:
         beat.end()
         return verdict
 
-    def _work(self, job: Job, limit: Deadline, joblog: JobLog) -> Verdict:
+    def _work(self, job: Job, limit: Limit, joblog: JobLog) -> Verdict:
         """Checks out and runs the agent; on a second start only says that it was one."""
         account = self._guest.account()
         place = Workplace.of(self._guest.paths, account.home)
@@ -152,7 +152,7 @@ class Course:
         return judge(outcome, job)
 
     def _judged(
-        self, work: Callable[[], Verdict], job: Job, limit: Deadline, joblog: JobLog
+        self, work: Callable[[], Verdict], job: Job, limit: Limit, joblog: JobLog
     ) -> Verdict:
         """The verdict of `work`, or the one that its failure stands for."""
         try:

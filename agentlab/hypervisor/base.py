@@ -36,7 +36,9 @@ class Capabilities:
     slowness: float  # factor for every deadline that waits for a guest; 1.0 with KVM
     memory_start: bool  # machines start from a memory snapshot of the booted template
     volumes: bool = False
+    volume_tools: bool = False  # their snapshots, clones, growth and moves, besides
     snapshots: bool = True
+    exec_stdin: int = 45_000  # bytes that one `exec` takes as its stdin
     makes_taps: bool = False  # the hypervisor itself makes the tap, with the power: `tap_of(vmid)`
     look: float = (
         2.0  # seconds between looks at what runs: what one costs is for the driver to know
@@ -291,6 +293,8 @@ class Volume:
 
 class Volumes(Protocol):
     """Volumes that outlive machines.  Where `Capabilities.volumes` is false there are none.
+
+    Where `Capabilities.volume_tools` is false, `move` and all that follows it are Unsupported.
 
     The owner is in the volume's name, which the call that makes it writes.  What does not carry
     our owner is never attached, changed or freed: NotOurs.  Unsupported is raised before anything

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agentlab.errors import Invalid, Unsupported
-from agentlab.model.ids import render_duration
 from agentlab.model.job import JobSpec
 from agentlab.model.profile import NetworkMode, Profile
+from agentlab.model.sandbox import SandboxSpec
+from agentlab.units import render_duration
 
 _LEAST_WORK = 10  # seconds that an agent must at least have
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The sandbox and the times of a job; sizes in MiB, times in seconds."""
+    """A sandbox and its times; sizes in MiB, times in seconds.
+
+    `time_limit`, `after` and `command` are for jobs.  `idle_stop` 0: never.
+    """
 
     profile: str
     template: str
@@ -26,6 +30,7 @@ class Plan:
     time_limit: int
     after: str
     command: str
+    idle_stop: int = 0
 
 
 def plan_job(profile: Profile, spec: JobSpec) -> Plan:
@@ -39,6 +44,16 @@ def plan_job(profile: Profile, spec: JobSpec) -> Plan:
             f" (profile {profile.name}, handback)",
             details={"path": "ttl"},
         )
+    return _plan(profile, ttl, time_limit)
+
+
+def plan_sandbox(profile: Profile, spec: SandboxSpec) -> Plan:
+    """A sandbox that is made by hand: nothing is run in it, and nothing follows its end."""
+    ttl = spec.ttl or profile.ttl
+    return replace(_plan(profile, ttl, ttl), after="", command="")
+
+
+def _plan(profile: Profile, ttl: int, time_limit: int) -> Plan:
     if profile.network is NetworkMode.ALLOWLIST:
         raise Unsupported(
             f"cannot use profile {profile.name}: network mode allowlist is not built yet",
@@ -55,4 +70,5 @@ def plan_job(profile: Profile, spec: JobSpec) -> Plan:
         time_limit=time_limit,
         after=profile.after,
         command=profile.command,
+        idle_stop=profile.idle_stop,
     )

@@ -34,7 +34,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One profile.  Sizes are MiB, times seconds; `command` is for `/bin/sh -c`, "" for none."""
+    """One profile.  Sizes are MiB, times seconds; `command` is for `/bin/sh -c`, "" for none.
+
+    `idle_stop` 0: a sandbox that nobody uses is not stopped for that.
+    """
 
     name: str
     template: str
@@ -50,3 +53,4 @@ class Profile:
     bubblewrap: bool
     env: dict[str, str]
     limits: Limits
+    idle_stop: int = 0

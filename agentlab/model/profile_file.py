@@ -8,9 +8,10 @@ from pathlib import Path
 
 from agentlab.config import flatten, parse_yaml
 from agentlab.errors import Invalid
-from agentlab.model.ids import parse_duration, parse_name, parse_size
+from agentlab.model.ids import parse_name
 from agentlab.model.profile import After, Limits, NetworkMode, Profile
 from agentlab.settings import PROFILE
+from agentlab.units import parse_duration, parse_size
 
 # The headless forms of agents that people know; any other command is taken as it is.
 AGENTS = {
@@ -46,6 +47,7 @@ def parse_profile(text: str, path: Path) -> Profile:
             artifacts=read.size("limits.artifacts", bare="M") * _MIB,
             artifact_count=read.number("limits.artifact_count", 1, 100_000),
         ),
+        idle_stop=read.duration("idle_stop", absent=0),
     )
 
 
@@ -102,8 +104,10 @@ class _Reader:
         """MiB."""
         return self._measured(key, lambda text: parse_size(text, bare=bare))
 
-    def duration(self, key: str) -> int:
-        """Seconds."""
+    def duration(self, key: str, *, absent: int | None = None) -> int:
+        """Seconds; `absent` is what the default "" means."""
+        if absent is not None and self.values[key] == "":
+            return absent
         return self._measured(key, parse_duration)
 
     def _measured(self, key: str, parse: Callable[[str], int]) -> int:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address
 
+from agentlab.errors import Invalid
 from agentlab.model.machine import StateMachine, edges
+
+CLEAN = "clean"  # the snapshot of each sandbox from before its first power-on
+_NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+# PVE::JSONSchema: pve-snapshot-name (pve-configid, 2 to 40 characters)
+_SNAPSHOT = re.compile(r"[A-Za-z][A-Za-z0-9_-]{1,39}", re.ASCII)
 
 
 class SandboxState(StrEnum):
@@ -73,11 +80,12 @@ SANDBOX = StateMachine[SandboxState, SandboxEvent](
         *edges([s for s in _S if s != _S.DESTROYED], _E.FORCE_DESTROY, _S.DESTROYED),
     ),
     meaning={
-        _S.REQUESTED: "asked for; nothing exists yet but the record, its VMID and its address",
+        _S.REQUESTED: "asked for: it has a VMID and an address, and waits for room on this host",
         _S.PROVISIONING: "the VM is being cloned, configured and fenced",
         _S.BOOTING: "the VM has power; its guest does not answer yet",
-        _S.READY: "the guest answers, with an identity and an address of its own",
-        _S.RUNNING: "in use: its task has been delivered",
+        _S.READY: "the guest answers, with an identity and an address of its own; nobody uses it",
+        _S.RUNNING: "in use: its job's task has been delivered, or somebody has been in it"
+        " (the first exec, cp or ssh, or a lease that is kept alive)",
         _S.SUSPENDED: "paused; its virtual CPUs stand still",
         _S.COMPLETED: "its task has ended well; the VM is about to be stopped or destroyed",
         _S.FAILED: "something went wrong; the VM, if there is one, is to be destroyed",
@@ -88,9 +96,37 @@ SANDBOX = StateMachine[SandboxState, SandboxEvent](
 )
 
 
+# States whose machine may have power, and so takes cores and memory of this host.
+POWERED = frozenset(_S) - {_S.REQUESTED, _S.STOPPED, _S.DESTROYED}
+# States that a lease ends; a stopped sandbox costs nothing but its disk, and waits for its owner.
+LEASED = POWERED - {_S.PROVISIONING, _S.BOOTING}
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """What somebody asked for.  `ttl` in seconds, 0 for the profile's; `vmid` 0 for any.
+
+    `queue` False: refused when this host has no room, instead of waiting for it.
+    """
+
+    profile: str
+    name: str = ""
+    ttl: int = 0
+    keepalive: bool = False
+    vmid: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+    queue: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """The record of a sandbox; times are seconds since the epoch, `lease_until` 0 for none yet."""
+    """The record of a sandbox; times are seconds since the epoch, `lease_until` 0 for none yet.
+
+    `id` tells it from others that had its VMID before or have it after.  Sizes are MiB.  `ttl` is
+    the length of its lease; `keepalive`: the lease renews itself; `idle_stop` is after how many
+    seconds without activity it is stopped, 0 for never.  `held`: its job's end leaves it alone.
+    `used`: somebody has been in it since its last start.
+    """
 
     vmid: int
     name: str
@@ -105,3 +141,36 @@ class Sandbox:
     changed: float
     lease_until: float
     reason: str
+    id: int = 0
+    template: str = ""
+    cores: int = 1
+    memory: int = 512
+    disk: int = 1024
+    labels: dict[str, str] = field(default_factory=dict)
+    ttl: float = 0.0
+    keepalive: bool = False
+    idle_stop: float = 0.0
+    held: bool = False
+    used: bool = False
+
+
+def parse_sandbox_name(text: str) -> str:
+    """A sandbox's name, which is its host name too; never only digits, since that is a VMID."""
+    if not _NAME.fullmatch(text):
+        raise Invalid(
+            f"cannot use {text[:100]!r} as the name of a sandbox",
+            hint="use 1 to 63 lower-case letters, digits and '-': a letter first, no '-' last",
+            details={"path": "name"},
+        )
+    return text
+
+
+def parse_snapshot_name(text: str) -> str:
+    """The name of a snapshot that somebody may take, restore or delete; by Proxmox's rule."""
+    if not _SNAPSHOT.fullmatch(text) or text.lower() in ("current", "pending"):
+        raise Invalid(
+            f"cannot use {text[:100]!r} as the name of a snapshot",
+            hint="use 2 to 40 letters, digits, '-' and '_', a letter first; not `current` or `pending`",
+            details={"path": "name"},
+        )
+    return text

@@ -15,8 +15,9 @@ from agentlab.model.job import JOB, Job, JobEvent
 from agentlab.model.profile import After
 from agentlab.model.sandbox import SandboxEvent
 from agentlab.operations import handed_back
+from agentlab.operations.boot import close_record, is_off, unfence
 from agentlab.operations.context import World
-from agentlab.operations.provision import Provision, close_record, unfence, vmid_of, wanted_of
+from agentlab.operations.provision import Provision, vmid_of, wanted_of
 from agentlab.store import jobs, operations, sandboxes, tokens
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
@@ -48,7 +49,7 @@ def operation(world: World) -> Operation:
         KIND,
         [
             *run.provision.steps(),
-            Step("deliver", run.deliver, run.provision.slow(_DELIVER), undo=run.revoke),
+            Step("deliver", run.deliver, run.slow(_DELIVER), undo=run.revoke),
             Step("await_report", run.await_report, run.patience, handles_cancel=True),
             Step("collect", run.collect, _COLLECT, handles_cancel=True, no_return=True),
             Step("release", run.release, _RELEASE, handles_cancel=True, no_return=True),
@@ -63,6 +64,7 @@ class _JobRun:
         self._born = time.monotonic()
         self._leases = clock.Stamps()
         self.provision = Provision(world)
+        self.slow = self.provision.boot.slow
         self.patience = 400 * 86400.0  # the lease is the real limit: await_report sees to it
 
     def deliver(self, call: Call) -> Result:
@@ -95,7 +97,7 @@ class _JobRun:
     def _delivered(self, tx: Tx, call: Call, lease: float) -> Output:
         sandboxes.set_lease(tx, vmid_of(call), lease)
         sandboxes.transition(tx, vmid_of(call), SandboxEvent.RUN, operation=call.operation.id)
-        jobs.set_deadline(tx, call.operation.job, lease + _GRACE + _COLLECT + _RELEASE)
+        jobs.set_deadline(tx, call.operation.job, deadline_of(lease))
         jobs.transition(tx, call.operation.job, JobEvent.RUN)
         return {"lease": lease, "at": clock.now()}
 
@@ -108,18 +110,18 @@ class _JobRun:
         with call.store.read() as tx:
             job = jobs.get(tx, call.operation.job)
             claimed = tokens.spent(tx, job.id)
+            lease = sandboxes.get(tx, vmid_of(call)).lease_until  # it may have been renewed
         if job.report is not None:
             status = str(job.report.get("status"))
             return {"outcome": status, "reason": _reason(job), "reported": True}
-        given_up = self._lease_over(call) or self._silent(call, claimed) or self._lost(call)
+        given_up = self._lease_over(call, lease) or self._silent(call, claimed) or self._lost(call)
         if given_up is not None:
             self._leases.forget(call.operation.id)
             return given_up
         raise Wait("the agent's report", after=self._look)
 
-    def _lease_over(self, call: Call) -> Output | None:
+    def _lease_over(self, call: Call, lease: float) -> Output | None:
         """The lease by the clock as it was first seen: who sets the clock ends no lease."""
-        lease = float(str(call.outputs["deliver"]["lease"]))
         until = self._leases.deadline(call.operation.id, lease)
         grace = Deadline(max(until.at, self._born) + _GRACE)
         if grace.passed:
@@ -128,7 +130,7 @@ class _JobRun:
 
     def _silent(self, call: Call, claimed: bool) -> Output | None:
         waited = call.deadline.at - self.patience  # when this process began to wait
-        if not claimed and Deadline(waited + self.provision.slow(_CLAIM)()).passed:
+        if not claimed and Deadline(waited + self.slow(_CLAIM)()).passed:
             return _unreported("failed", "the runner in the sandbox never asked for its job")
         if call.cancelled and self._cancel_is_overdue(call, claimed):
             return _unreported("cancelled", "cancelled; the sandbox did not report in time")
@@ -187,16 +189,19 @@ class _JobRun:
         """What becomes of the sandbox, by its profile; a cancelled job's is always destroyed."""
         vmid, owner = vmid_of(call), self._world.installation
         after = After(wanted_of(call).plan.after)
+        with call.store.read() as tx:
+            held = sandboxes.get(tx, vmid).held
         if call.text("await_report", "outcome") == "cancelled":
             after = After.DESTROY
-        if after is After.KEEP:
+        if held or after is After.KEEP:
             return None
         if after is After.STOP:
             if not self._world.hypervisor.shutdown(
-                vmid, owner=owner, timeout=self.provision.slow(_SHUTDOWN)()
+                vmid, owner=owner, timeout=self.slow(_SHUTDOWN)()
             ):
                 self._world.hypervisor.stop(vmid, owner=owner)
-            return lambda tx: _stopped(tx, vmid, call.operation.id)
+            unfence(self._world, vmid)
+            return lambda tx: is_off(tx, vmid, call.operation.id)
         self._world.hypervisor.stop(vmid, owner=owner)
         unfence(self._world, vmid)
         self._world.hypervisor.destroy(vmid, owner=owner)
@@ -209,6 +214,11 @@ def finish(tx: Tx, operation: OperationRow, error: AgentLabError | None) -> None
         event = JobEvent.CANCEL if isinstance(error, Cancelled) else JobEvent.FAIL
         hint = f" ({error.hint})" if error.hint else ""
         conclude(tx, operation.job, event, error.message + hint)
+
+
+def deadline_of(lease: float) -> float:
+    """When a job whose lease ends then must have ended, whatever its operation is stuck in."""
+    return lease + _GRACE + _COLLECT + _RELEASE
 
 
 def conclude(tx: Tx, job: str, event: JobEvent, reason: str) -> None:
@@ -240,9 +250,4 @@ def _reason(job: Job) -> str:
 
 def _revoked(tx: Tx, job: str) -> Output:
     tokens.revoke(tx, job)
-    return {}
-
-
-def _stopped(tx: Tx, vmid: int, operation: str) -> Output:
-    sandboxes.transition(tx, vmid, SandboxEvent.STOP, operation=operation)
     return {}

@@ -1,80 +1,97 @@
-"""The steps that make a sandbox, shared by every operation that needs one."""
+"""The steps that make a sandbox, shared by every operation that needs a new one."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from ipaddress import IPv4Interface
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from agentlab import clock
 from agentlab.engine.step import Call, Later, Output, Result, Step
-from agentlab.errors import AgentLabError, Conflict, NotOurs, Unavailable
-from agentlab.hypervisor.base import MachineSpec, Nic, Power
+from agentlab.errors import Conflict, NotOurs, Unavailable, Unsupported
 from agentlab.model.job import JobEvent
 from agentlab.model.plan import Plan
-from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxEvent, SandboxState
+from agentlab.model.sandbox import CLEAN, SANDBOX, Sandbox, SandboxEvent, SandboxState
 from agentlab.network.address import allot, mac_for, tap_name, tap_of
+from agentlab.operations import admit
+from agentlab.operations.boot import Boot, close_record, nothing_more
 from agentlab.operations.context import World
 from agentlab.store import events, jobs, operations, sandboxes
 from agentlab.store.db import Tx
 
 _log = logging.getLogger(__name__)
 _RESERVE = 1500.0  # a full range is waited for
+_ADMIT = 7000.0  # and so is room on this host; a job's own deadline is a little later
 _CLONE = 300.0
-_CONFIGURE = 60.0
-_FENCE = 60.0
-_START = 120.0  # with the making of a memory snapshot, when there is none yet
-_BOOT = 60.0
-_POLL = 0.1
+_SNAPSHOT = 120.0
 _VMIDS_TRIED = 20  # in one operation, when strangers are faster again and again
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The sandbox that an operation asks for."""
+    """The sandbox that an operation asks for.  `vmid` 0: any; `queue`: it waits for room."""
 
     name: str
     plan: Plan
     job: str
+    vmid: int = 0
+    keepalive: bool = False
+    queue: bool = True
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class Provision:
-    """Reserve, clone, configure, fence, start, await the guest; each with its undo.
+    """Reserve, admit, clone, configure, keep it clean, and boot; each with its undo.
 
-    `wanted` reads from an operation's input which sandbox it asks for.
+    `ready` is called in the transaction in which the sandbox becomes READY.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, ready: Callable[[Tx, Call], Output] = nothing_more) -> None:
         self._world = world
-
-    def slow(self, seconds: float) -> Callable[[], float]:
-        """A deadline that waits for a guest; asked late, since the answer may take a KVM probe."""
-        return lambda: seconds * self._world.hypervisor.capabilities.slowness
+        self._ready = ready
+        self.boot = Boot(world)
 
     def steps(self) -> list[Step]:
         return [
             Step("reserve", self.reserve, _RESERVE, undo=self.free),
+            Step(admit.STEP, self.admit, _ADMIT),
             Step("clone", self.clone, _CLONE, undo=self.destroy),
-            Step("configure", self.configure, _CONFIGURE),
-            Step("fence", self.fence, _FENCE, undo=self.unfence),
-            Step("start", self.start, self.slow(_START), undo=self.stop),
-            Step("await_guest", self.await_guest, self.slow(_BOOT)),
+            self.boot.configuring(),
+            Step("snapshot", self.keep_clean, _SNAPSHOT),
+            *self.boot.starting(),
+            self.boot.awaiting(self._ready),
         ]
 
     def reserve(self, call: Call) -> Result:
         """VMID, name, address, MAC and tap in one transaction; what the hypervisor has is skipped."""
         foreign, makes_taps = self._foreign(), self._world.hypervisor.capabilities.makes_taps
+        return lambda tx: self._record(tx, call, foreign, makes_taps=makes_taps)
 
-        def write(tx: Tx) -> Output:
-            output = self._record(tx, call, foreign, makes_taps=makes_taps)
-            if call.operation.job:
-                jobs.transition(tx, call.operation.job, JobEvent.PROVISION)
-            return output
+    def admit(self, call: Call) -> Result:
+        """Room for it on this host, when those that came before have theirs."""
+        return admit.admit(
+            call,
+            self._world.config.limits,
+            SandboxEvent.PROVISION,
+            queue=wanted_of(call).queue,
+            also=_job_begins,
+        )
 
-        return write
+    def keep_clean(self, call: Call) -> Result:
+        """The snapshot that `revert` goes back to, from before the first power-on."""
+        vmid = call.operation.vmid
+        with call.store.read() as tx:
+            sandbox = sandboxes.get(tx, vmid)
+        if sandbox.state is not SandboxState.PROVISIONING:
+            return None  # it has power already: an older version of us has begun this
+        try:
+            self._world.hypervisor.snapshot(vmid, CLEAN, owner=self._world.installation)
+        except Unsupported as cannot:
+            reason = cannot.message
+            return lambda tx: _no_snapshot(tx, sandbox, reason, call.operation.id)
+        return {"snapshot": CLEAN}
 
     def _foreign(self) -> set[int]:
         return {machine.vmid for machine in self._world.hypervisor.inventory()}
@@ -83,7 +100,10 @@ class Provision:
         """A new sandbox's record, locked for this operation; gives the output of `reserve`."""
         wanted = wanted_of(call)
         live = sandboxes.live(tx)
-        vmid = self._free_vmid({one.vmid for one in live} | foreign, sandboxes.last_vmid(tx))
+        taken = {one.vmid for one in live} | foreign
+        vmid = _asked_vmid(wanted.vmid, taken) or self._free_vmid(taken, sandboxes.last_vmid(tx))
+        if any(one.name == wanted.name for one in live):
+            raise Conflict(f"there is a sandbox {wanted.name} already")
         network = self._world.config.network
         address = allot(
             network.subnet,
@@ -106,11 +126,18 @@ class Provision:
             changed=now,
             lease_until=0.0,
             reason="",
+            template=wanted.plan.template,
+            cores=wanted.plan.cores,
+            memory=wanted.plan.memory,
+            disk=wanted.plan.disk,
+            labels=dict(wanted.labels),
+            ttl=float(wanted.plan.ttl),
+            keepalive=wanted.keepalive,
+            idle_stop=float(wanted.plan.idle_stop),
         )
         operations.lock(tx, call.operation.id, f"sandbox:{vmid}")
         operations.set_vmid(tx, call.operation.id, vmid)
         sandboxes.create(tx, sandbox, operation=call.operation.id)
-        sandboxes.transition(tx, vmid, SandboxEvent.PROVISION, operation=call.operation.id)
         if wanted.job:
             jobs.set_sandbox(tx, wanted.job, vmid)
         return {"vmid": vmid, "address": str(address), "mac": sandbox.mac, "tap": sandbox.tap}
@@ -151,6 +178,8 @@ class Provision:
             except NotOurs as taken:
                 refused = [*refused, vmid]
                 call.save(refused=refused, why=taken.message)
+                if wanted.vmid:
+                    raise
                 _log.info("VMID %d is another's by now: %s", vmid, taken)
             else:
                 return None
@@ -176,11 +205,13 @@ class Provision:
             )
             operations.unlock(tx, operation.id, f"sandbox:{vmid}")
             output = self._record(tx, call, taken, makes_taps=makes_taps)
+            again = int(str(output["vmid"]))
+            sandboxes.transition(tx, again, SandboxEvent.PROVISION, operation=operation.id)
             operations.save_output(tx, operation.id, "reserve", output)
             events.append(
-                tx, "sandbox.vmid", f"VMID {vmid} is another's; it is VMID {output['vmid']} now",
-                job=operation.job, vmid=int(str(output["vmid"])), operation=operation.id,
-                facts={"from": vmid, "to": output["vmid"]},
+                tx, "sandbox.vmid", f"VMID {vmid} is another's; it is VMID {again} now",
+                job=operation.job, vmid=again, operation=operation.id,
+                facts={"from": vmid, "to": again},
             )  # fmt: skip
 
     def destroy(self, call: Call) -> Result:
@@ -191,87 +222,28 @@ class Provision:
             self._world.hypervisor.destroy(vmid_of(call), owner=self._world.installation)
         return None
 
-    def configure(self, call: Call) -> Result:
-        self._world.hypervisor.configure(
-            vmid_of(call), self.spec(call), owner=self._world.installation
+
+def _job_begins(tx: Tx, sandbox: Sandbox) -> None:
+    if sandbox.job:
+        jobs.transition(tx, sandbox.job, JobEvent.PROVISION)
+
+
+def _no_snapshot(tx: Tx, sandbox: Sandbox, reason: str, operation: str) -> Output:
+    events.append(
+        tx, "sandbox.snapshot", f"sandbox {sandbox.vmid} cannot be reverted: {reason}",
+        job=sandbox.job, vmid=sandbox.vmid, operation=operation, facts={"reason": reason},
+    )  # fmt: skip
+    return {"snapshot": ""}
+
+
+def _asked_vmid(vmid: int, taken: set[int]) -> int:
+    if vmid in taken:
+        raise Conflict(
+            f"VMID {vmid} is taken",
+            hint="choose another, or leave --vmid out: see agentlab inventory",
+            details={"vmid": vmid},
         )
-        return None
-
-    def spec(self, call: Call) -> MachineSpec:
-        """What the machine is given; from the operation alone, so that it is the same each time."""
-        wanted, network = wanted_of(call), self._world.config.network
-        with call.store.read() as tx:
-            sandbox = sandboxes.get(tx, vmid_of(call))
-        return machine_spec(sandbox, wanted.plan, network.subnet.prefixlen, self._world)
-
-    def fence(self, call: Call) -> Result:
-        """Taps and rules before power; the sandbox does not start when they cannot be put in place."""
-        with call.store.write() as tx:
-            sandboxes.set_fenced(tx, vmid_of(call), fenced=True)
-        self._world.sync_fence()
-        return None
-
-    def unfence(self, call: Call) -> Result:
-        unfence(self._world, vmid_of(call))
-        return None
-
-    def start(self, call: Call) -> Result:
-        vmid = vmid_of(call)
-        with call.store.read() as tx:
-            booting = sandboxes.get(tx, vmid).state is SandboxState.BOOTING
-        if not booting:
-            with call.store.write() as tx:
-                sandboxes.transition(tx, vmid, SandboxEvent.BOOT, operation=call.operation.id)
-        hypervisor, owner = self._world.hypervisor, self._world.installation
-        hypervisor.start(vmid, owner=owner)
-        if hypervisor.capabilities.makes_taps:
-            try:
-                self._world.check_port(call.text("reserve", "tap"))
-            except AgentLabError:  # not proven is not fenced
-                hypervisor.stop(vmid, owner=owner)  # at once: the undoing comes later
-                raise
-        return None
-
-    def stop(self, call: Call) -> Result:
-        with contextlib.suppress(NotOurs):
-            self._world.hypervisor.stop(vmid_of(call), owner=self._world.installation)
-        return None
-
-    def await_guest(self, call: Call) -> Result:
-        vmid = vmid_of(call)
-        if not self._world.hypervisor.ready(vmid, self.spec(call)):
-            look = self._world.hypervisor.capabilities.look
-            machine = self._world.glance.machine(vmid, age=look)
-            if machine is None or machine.power is Power.STOPPED:  # it may be an old answer
-                machine = self._world.hypervisor.status(vmid)
-            if machine is None or machine.power is Power.STOPPED:
-                raise Conflict(f"cannot boot sandbox {vmid}: its VM lost power while it booted")
-            pause = max(_POLL * min(10.0, 1 + call.attempts / 20), look / 20)
-            raise Later(pause, "the guest agent's answer")
-        return lambda tx: _became(tx, vmid, SandboxEvent.BECOME_READY, call.operation.id)
-
-
-def _became(tx: Tx, vmid: int, event: SandboxEvent, operation: str) -> Output:
-    sandboxes.transition(tx, vmid, event, operation=operation)
-    return {}
-
-
-def machine_spec(sandbox: Sandbox, plan: Plan, prefix: int, world: World) -> MachineSpec:
-    """A sandbox's record as a hypervisor wants it."""
-    network = world.config.network
-    return MachineSpec(
-        hostname=sandbox.name,
-        cores=plan.cores,
-        memory=plan.memory,
-        disk=plan.disk,
-        nic=Nic(
-            tap=sandbox.tap,
-            mac=sandbox.mac,
-            address=IPv4Interface(f"{sandbox.address}/{prefix}"),
-            gateway=network.host,
-            dns=network.dns if plan.network == "nat" else (),
-        ),
-    )
+    return vmid
 
 
 def _refused(call: Call) -> list[int]:
@@ -287,25 +259,16 @@ def vmid_of(call: Call) -> int:
 
 def wanted_of(call: Call) -> Wanted:
     """The sandbox that this operation asks for, from its input."""
-    plan = call.operation.input["plan"]
-    if not isinstance(plan, dict):
+    given = call.operation.input
+    plan, labels = given["plan"], given.get("labels") or {}
+    if not isinstance(plan, dict) or not isinstance(labels, dict):
         raise TypeError("an operation without a plan")
-    return Wanted(str(call.operation.input["name"]), Plan(**plan), call.operation.job)
-
-
-def unfence(world: World, vmid: int) -> None:
-    """Takes a sandbox's tap and rules away."""
-    with world.store.write() as tx:
-        sandboxes.set_fenced(tx, vmid, fenced=False)
-    world.sync_fence()
-
-
-def close_record(tx: Tx, vmid: int, reason: str, operation: str) -> Output:
-    """Moves a sandbox whose VM is gone to DESTROYED, by way of FAILED where its table has that."""
-    sandbox = sandboxes.get(tx, vmid)
-    if sandbox.state is SandboxState.DESTROYED:
-        return {}
-    if SandboxEvent.FAIL in SANDBOX.allowed(sandbox.state):
-        sandboxes.transition(tx, vmid, SandboxEvent.FAIL, operation=operation, reason=reason)
-    sandboxes.transition(tx, vmid, SandboxEvent.FORCE_DESTROY, operation=operation)
-    return {}
+    return Wanted(
+        str(given["name"]),
+        Plan(**plan),
+        call.operation.job,
+        vmid=int(str(given.get("vmid", 0))),
+        keepalive=given.get("keepalive") is True,
+        queue=given.get("queue", True) is True,
+        labels={str(key): str(value) for key, value in labels.items()},
+    )

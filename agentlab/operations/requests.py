@@ -1,4 +1,4 @@
-"""What people ask for: checked, planned, and written down as operations."""
+"""What people ask for of jobs and templates: checked, planned, and written down as operations."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import json
 
 from agentlab import clock
 from agentlab.engine.runner import Runner
-from agentlab.errors import Busy, Conflict, Invalid
+from agentlab.errors import Conflict, Invalid
 from agentlab.model import plan
 from agentlab.model.ids import new_id
 from agentlab.model.job import JOB, Job, JobSpec
 from agentlab.model.plan import Plan
-from agentlab.model.sandbox import SANDBOX, SandboxEvent, SandboxState
-from agentlab.operations import job_run, sandbox_destroy, template_build
+from agentlab.model.sandbox import Sandbox
+from agentlab.operations import admit, job_run, template_build
 from agentlab.operations.context import World
 from agentlab.store import events, jobs, operations, sandboxes
+from agentlab.store.operations import OperationRow
 
 _PROVISIONING = 7200.0  # seconds: more than the steps up to the delivery may take in sum
 _HEARTBEAT = 2
@@ -24,13 +25,16 @@ _HEARTBEAT = 2
 
 def plan_job(world: World, spec: JobSpec) -> Plan:
     """What a job would get; NotFound for its profile, Invalid for what it asks."""
-    return plan.plan_job(world.profile(spec.profile), spec)
+    planned = plan.plan_job(world.profile(spec.profile), spec)
+    admit.refuse_never(world.config.limits, planned.cores, planned.memory)
+    return planned
 
 
 def create_job(world: World, runner: Runner, spec: JobSpec, request_key: str) -> Job:
     """Writes a job and its operation down; the same key with the same spec gives the same job."""
     profile = world.profile(spec.profile)
     planned = plan.plan_job(profile, spec)
+    admit.refuse_never(world.config.limits, planned.cores, planned.memory)
     asked = hashlib.sha256(json.dumps(dataclasses.asdict(spec), sort_keys=True).encode())
     job_id, operation, now = new_id(), new_id(), clock.now()
     job = Job(
@@ -81,47 +85,6 @@ def cancel_job(world: World, runner: Runner, job_id: str) -> Job:
     return job
 
 
-def destroy_sandbox(world: World, runner: Runner, reference: str, *, force: bool) -> str:
-    """The operation that destroys a sandbox; with `force` from any state, a running job's too."""
-    with world.store.write() as tx:
-        sandbox = sandboxes.get(tx, reference)
-        if sandbox.state is SandboxState.DESTROYED:
-            raise Conflict(
-                f"failed to destroy sandbox {sandbox.vmid}: it is DESTROYED already",
-                hint="see: agentlab sandbox list --all",
-            )
-        holder = operations.holder_of(tx, f"sandbox:{sandbox.vmid}")
-        if holder is None:
-            if not force:
-                _may_destroy(sandbox.vmid, sandbox.state)
-            subjects = [f"sandbox:{sandbox.vmid}"]
-            return runner.submit(
-                tx, sandbox_destroy.KIND, subjects, {}, job=sandbox.job, vmid=sandbox.vmid
-            )
-        if holder.kind == sandbox_destroy.KIND:
-            return holder.id
-        if not force:
-            raise Busy(
-                f"failed to destroy sandbox {sandbox.vmid}: job {holder.job} runs in it",
-                hint=f"agentlab job cancel {holder.job}, or use --force",
-                details={"operation": holder.id, "job": holder.job},
-            )
-        runner.cancel(tx, holder.id)
-    # without power the job's operation sees at once that nothing more will come
-    world.hypervisor.stop(sandbox.vmid, owner=world.installation)
-    runner.wake(holder.id)
-    return holder.id
-
-
-def _may_destroy(vmid: int, state: SandboxState) -> None:
-    if SandboxEvent.DESTROY not in SANDBOX.allowed(state):
-        raise Conflict(
-            f"failed to destroy sandbox {vmid}: it is {state}",
-            hint="use --force to destroy it from any state",
-            details={"state": state.value, "allowed": list(SANDBOX.allowed(state))},
-        )
-
-
 def build_template(
     world: World, runner: Runner, name: str, *, image: str = "", storage: str = ""
 ) -> str:
@@ -138,16 +101,14 @@ def build_template(
 def guest_document(world: World, job: Job) -> dict[str, object]:
     """The job as the runner in the guest gets it, once it has shown its token."""
     with world.store.read() as tx:
-        arguments = operations.get(tx, job.operation).input
+        operation = operations.get(tx, job.operation)
         sandbox = sandboxes.get(tx, job.vmid)
+    arguments = operation.input
     planned, agent, limits = (_mapping(arguments[key]) for key in ("plan", "agent", "limits"))
-    handback = int(str(arguments["handback"]))
     repo = job.spec.repo
     source: dict[str, object] = {"kind": "bundle", "ref": repo.ref or None}
     if not repo.bundle:
         source = {"kind": "git", "url": repo.url, "ref": repo.ref or None, "depth": repo.depth}
-    left = max(1, int(sandbox.lease_until - clock.now())) if sandbox.lease_until else None
-    time_limit = int(str(planned["time_limit"]))
     return {
         "protocol": job_run.PROTOCOL,
         "id": job.id,
@@ -158,8 +119,8 @@ def guest_document(world: World, job: Job) -> dict[str, object]:
         "command": planned["command"],
         "bubblewrap": agent["bubblewrap"],
         "env": agent["env"],
-        "time_limit": time_limit if left is None else max(1, min(time_limit, left - handback)),
-        "handback_limit": handback,
+        "time_limit": max(1, agent_time_left(sandbox, operation)),
+        "handback_limit": int(str(arguments["handback"])),
         "heartbeat": _HEARTBEAT,
         "limits": {
             "log_bytes": limits["log"],
@@ -168,6 +129,17 @@ def guest_document(world: World, job: Job) -> dict[str, object]:
             "artifact_count": limits["artifact_count"],
         },
     }
+
+
+def agent_time_left(sandbox: Sandbox, operation: OperationRow) -> int:
+    """Seconds that a job's agent has from now on: it is stopped early enough to hand back.
+
+    One clock for it and for the lease, so that a renewed lease gives the agent more.
+    """
+    if not sandbox.lease_until:  # it has asked before the daemon has noted that it was delivered
+        return int(str(_mapping(operation.input["plan"])["time_limit"]))
+    handback = int(str(operation.input["handback"]))
+    return max(0, int(sandbox.lease_until - clock.now()) - handback)
 
 
 def _mapping(value: object) -> dict[str, object]:

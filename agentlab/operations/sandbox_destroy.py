@@ -1,35 +1,103 @@
-"""`sandbox.destroy`: the machine, its disks, its tap and its rules go; the record stays a while."""
+"""`sandbox.destroy` and `sandbox.expire`: machine, disks, tap and rules go; the record stays a while."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from agentlab import clock
 from agentlab.engine.step import Call, Operation, Result, Step
+from agentlab.errors import Conflict, NotOurs
+from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxEvent
+from agentlab.operations.boot import close_record, unfence
 from agentlab.operations.context import World
-from agentlab.operations.provision import close_record, unfence
+from agentlab.operations.turn import is_gone, turn
+from agentlab.store import sandboxes
+from agentlab.store.db import Tx
+from agentlab.store.operations import OperationRow
 
-KIND = "sandbox.destroy"
+DESTROY, EXPIRE = "sandbox.destroy", "sandbox.expire"
 
 
-def operation(world: World) -> Operation:
+def destroy(world: World) -> Operation:
     """Destroying has no undo: what was begun is brought to its end."""
+    return Operation(DESTROY, [turn(_may, absent_is_done=True), *_Gone(world).steps()])
 
-    def stop(call: Call) -> Result:
-        world.hypervisor.stop(call.operation.vmid, owner=world.installation)
+
+def expire(world: World) -> Operation:
+    """The same at the end of a lease, which is looked at again when the turn has come."""
+    return Operation(EXPIRE, [turn(_expired, absent_is_done=True), *_Gone(world).steps()])
+
+
+def _may(_: Tx, sandbox: Sandbox, operation: OperationRow) -> Mapping[str, object]:
+    if operation.input.get("force") is not True:
+        refuse(sandbox)
+    return {}
+
+
+def refuse(sandbox: Sandbox) -> None:
+    """Conflict for a state that only --force destroys from."""
+    if SandboxEvent.DESTROY not in SANDBOX.allowed(sandbox.state):
+        raise Conflict(
+            f"failed to destroy sandbox {sandbox.vmid}: it is {sandbox.state}",
+            hint="use --force to destroy it from any state",
+            details={
+                "state": sandbox.state.value,
+                "allowed": list(SANDBOX.allowed(sandbox.state)),
+            },
+        )
+
+
+def _expired(tx: Tx, sandbox: Sandbox, operation: OperationRow) -> Mapping[str, object]:
+    if sandbox.lease_until != operation.input["lease"]:
+        return {"gone": True}  # renewed meanwhile
+    if SandboxEvent.EXPIRE in SANDBOX.allowed(sandbox.state):
+        sandboxes.transition(
+            tx, sandbox.vmid, SandboxEvent.EXPIRE, operation=operation.id,
+            reason=f"its lease ended at {clock.utc(sandbox.lease_until)}",
+        )  # fmt: skip
+    return {}
+
+
+class _Gone:
+    """The steps to nothing; all of them do nothing when the sandbox was gone already."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def steps(self) -> list[Step]:
+        return [
+            Step("stop", self.stop, 120, handles_cancel=True),
+            Step("unfence", self.away, 60, handles_cancel=True),
+            Step("destroy", self.destroy, 600, handles_cancel=True),
+        ]
+
+    def stop(self, call: Call) -> Result:
+        if not is_gone(call):
+            try:
+                self._world.hypervisor.stop(call.operation.vmid, owner=self._world.installation)
+            except NotOurs:
+                if not _forced(call):
+                    raise
         return None
 
-    def away(call: Call) -> Result:
-        unfence(world, call.operation.vmid)
+    def away(self, call: Call) -> Result:
+        if not is_gone(call):
+            unfence(self._world, call.operation.vmid)
         return None
 
-    def destroy(call: Call) -> Result:
-        vmid = call.operation.vmid
-        world.hypervisor.destroy(vmid, owner=world.installation)
-        return lambda tx: close_record(tx, vmid, "", call.operation.id)
+    def destroy(self, call: Call) -> Result:
+        if is_gone(call):
+            return None
+        vmid, reason = call.operation.vmid, ""
+        try:
+            self._world.hypervisor.destroy(vmid, owner=self._world.installation)
+        except NotOurs as taken:
+            if not _forced(call):
+                raise
+            reason = f"its VM was gone: {taken.message}"
+        return lambda tx: close_record(tx, vmid, reason, call.operation.id)
 
-    return Operation(
-        KIND,
-        [
-            Step("stop", stop, 120, handles_cancel=True),
-            Step("unfence", away, 60, handles_cancel=True),
-            Step("destroy", destroy, 600, handles_cancel=True),
-        ],
-    )
+
+def _forced(call: Call) -> bool:
+    """With --force, and at a lease's end, a VM that is another's by now is none of our business."""
+    return call.operation.kind == EXPIRE or call.operation.input.get("force") is True

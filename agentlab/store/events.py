@@ -54,6 +54,16 @@ def after(
     return [_event(row) for row in rows]
 
 
+def noted(tx: Tx, kind: str, vmid: int, fact: str, value: str) -> bool:
+    """Whether there is an event of this kind about a sandbox that has this fact."""
+    row = tx.execute(
+        "SELECT 1 FROM event WHERE vmid = ? AND vmid != 0 AND kind = ?"
+        " AND json_extract(facts, '$.' || ?) = ? LIMIT 1",
+        (vmid, kind, fact, value),
+    ).fetchone()
+    return row is not None
+
+
 def delete_before(tx: Tx, at: float) -> int:
     """Retention: forgets events older than `at`; gives how many."""
     return tx.execute("DELETE FROM event WHERE at < ?", (at,)).rowcount

@@ -52,7 +52,7 @@ def get(tx: Tx, job: str) -> Job:
 
 def by_request(tx: Tx, request_key: str) -> tuple[Job, str] | None:
     """The job that a request with this key made, and the hash of that request."""
-    row = tx.execute(f"{_SELECT} WHERE request_key = ?", (request_key,)).fetchone()
+    row = tx.execute(f"{_SELECT} WHERE job.request_key = ?", (request_key,)).fetchone()
     return None if row is None else (_job(row), row["request_hash"])
 
 

@@ -33,6 +33,8 @@ class OperationRow:
     hint: str
     created: float
     changed: float
+    request_key: str | None = None
+    request_hash: str = ""
 
     @property
     def final(self) -> bool:
@@ -60,16 +62,67 @@ def create(
     *,
     job: str = "",
     vmid: int = 0,
+    in_turn: bool = False,
+    request: tuple[str, str] = ("", ""),
 ) -> None:
-    """Writes a new operation down and locks its subjects (the first one names it); Busy."""
-    now = clock.now()
+    """Writes a new operation down and locks its subjects (the first one names it); Busy.
+
+    `in_turn`: it locks its subject itself, when its turn has come; at once when nobody has it.  `request` is the key of the
+    request that asked for it, and a hash of what it asked: for `by_request`.
+    """
+    now, (key, digest) = clock.now(), request
     tx.execute(
-        "INSERT INTO operation (id, kind, subject, input, job, vmid, state, created, changed)"
-        " VALUES (?, ?, ?, ?, ?, ?, 'doing', ?, ?)",
-        (operation, kind, subjects[0], json.dumps(dict(arguments)), job, vmid, now, now),
+        "INSERT INTO operation (id, kind, subject, input, job, vmid, state, created, changed,"
+        " request_key, request_hash) VALUES (?, ?, ?, ?, ?, ?, 'doing', ?, ?, ?, ?)",
+        (operation, kind, subjects[0], json.dumps(dict(arguments)), job, vmid, now, now,
+         key or None, digest),
+    )  # fmt: skip
+    if not in_turn:
+        for subject in subjects:
+            lock(tx, operation, subject)
+    elif holder_of(tx, subjects[0]) is None and len(waiting_for(tx, subjects[0])) == 1:
+        lock(tx, operation, subjects[0])
+
+
+def by_request(tx: Tx, key: str) -> OperationRow | None:
+    """The operation that an earlier request with this key has made."""
+    row = tx.execute("SELECT * FROM operation WHERE request_key = ?", (key,)).fetchone()
+    return None if row is None else _operation(row)
+
+
+def ahead(tx: Tx, operation: OperationRow, step: str) -> OperationRow | None:
+    """The operation that comes before this one at its subject: the holder, or an earlier waiter."""
+    holder = holder_of(tx, operation.subject)
+    if holder is not None:
+        return None if holder.id == operation.id else holder
+    row = tx.execute(
+        "SELECT operation.* FROM operation JOIN step ON step.operation = operation.id"
+        " WHERE operation.subject = ? AND operation.state = 'doing' AND step.name = ?"
+        " AND step.state = 'doing' ORDER BY operation.created, operation.id LIMIT 1",
+        (operation.subject, step),
+    ).fetchone()
+    return None if row is None or row["id"] == operation.id else _operation(row)
+
+
+def at_step(tx: Tx, step: str) -> list[str]:
+    """Operations that are at a step now, those that came to it first before the others."""
+    rows = tx.execute(
+        "SELECT step.operation FROM step JOIN operation ON operation.id = step.operation"
+        " WHERE step.name = ? AND step.state = 'doing' AND operation.state = 'doing'"
+        " ORDER BY step.started, step.operation",
+        (step,),
     )
-    for subject in subjects:
-        lock(tx, operation, subject)
+    return [row["operation"] for row in rows]
+
+
+def waiting_for(tx: Tx, subject: str) -> list[OperationRow]:
+    """Unfinished operations that have named a subject theirs and do not hold it yet."""
+    rows = tx.execute(
+        "SELECT * FROM operation WHERE subject = ? AND state = 'doing' AND id NOT IN"
+        " (SELECT operation FROM subject WHERE name = ?) ORDER BY created, id",
+        (subject, subject),
+    )
+    return [_operation(row) for row in rows]
 
 
 def lock(tx: Tx, operation: str, subject: str) -> None:
@@ -118,6 +171,11 @@ def unfinished(tx: Tx) -> list[OperationRow]:
         "SELECT * FROM operation WHERE state IN ('doing', 'undoing') ORDER BY created, id"
     )
     return [_operation(row) for row in rows]
+
+
+def of_kind(tx: Tx, kind: str) -> list[OperationRow]:
+    """Unfinished operations of one kind, oldest first."""
+    return [each for each in unfinished(tx) if each.kind == kind]
 
 
 def steps(tx: Tx, operation: str) -> dict[str, StepRow]:
@@ -185,13 +243,19 @@ def turn_back(tx: Tx, operation: str, *, error: str, code: str, hint: str) -> No
     )
 
 
-def finish(tx: Tx, operation: str, state: str) -> None:
-    """Ends an operation and frees its subjects."""
+def finish(tx: Tx, operation: str, state: str) -> list[str]:
+    """Ends an operation and frees its subjects; gives the operations that wait for them."""
+    waiting = tx.execute(
+        "SELECT operation.id FROM operation JOIN subject ON subject.name = operation.subject"
+        " WHERE subject.operation = ? AND operation.id != ? AND operation.state = 'doing'",
+        (operation, operation),
+    ).fetchall()
     tx.execute(
         "UPDATE operation SET state = ?, waits_for = '', changed = ? WHERE id = ?",
         (state, clock.now(), operation),
     )
     tx.execute("DELETE FROM subject WHERE operation = ?", (operation,))
+    return [row["id"] for row in waiting]
 
 
 def forget_before(tx: Tx, at: float) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Mapping
 from ipaddress import IPv4Address
 
 from agentlab import clock
@@ -18,11 +20,14 @@ def create(tx: Tx, sandbox: Sandbox, *, operation: str) -> None:
     """Writes a new sandbox down; the unique indexes refuse what another live one holds."""
     tx.execute(
         "INSERT INTO sandbox (vmid, name, profile, state, address, mac, tap, network, job,"
-        " created, changed, lease_until) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " created, changed, lease_until, template, cores, memory, disk, labels, ttl, keepalive,"
+        " idle_stop) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             sandbox.vmid, sandbox.name, sandbox.profile, sandbox.state, str(sandbox.address),
             sandbox.mac, sandbox.tap, sandbox.network, sandbox.job, sandbox.created,
-            sandbox.changed, sandbox.lease_until,
+            sandbox.changed, sandbox.lease_until, sandbox.template, sandbox.cores, sandbox.memory,
+            sandbox.disk, json.dumps(sandbox.labels), float(sandbox.ttl), int(sandbox.keepalive),
+            float(sandbox.idle_stop),
         ),
     )  # fmt: skip
     events.append(
@@ -54,6 +59,17 @@ def get(tx: Tx, reference: str | int) -> Sandbox:
     return found
 
 
+def get_live(tx: Tx, reference: str | int) -> Sandbox:
+    """The one that lives under this VMID or name, before any that is destroyed; NotFound."""
+    text = str(reference)
+    column = "vmid" if text.isascii() and text.isdigit() and len(text) < 10 else "name"
+    row = tx.execute(
+        f"SELECT * FROM sandbox WHERE {column} = ? AND {_LIVE}",  # noqa: S608  # our column
+        (int(text) if column == "vmid" else text,),
+    ).fetchone()
+    return get(tx, reference) if row is None else _sandbox(row)
+
+
 def live(tx: Tx) -> list[Sandbox]:
     """All that are not destroyed, by VMID."""
     return [
@@ -83,10 +99,35 @@ def set_fenced(tx: Tx, vmid: int, *, fenced: bool) -> None:
     )
 
 
-def set_lease(tx: Tx, vmid: int, until: float) -> None:
+def set_lease(tx: Tx, vmid: int, until: float, *, ttl: float = 0.0) -> None:
+    """When the lease ends; with `ttl` also how long it is from now on, when it renews itself."""
     tx.execute(
-        f"UPDATE sandbox SET lease_until = ? WHERE vmid = ? AND {_LIVE}",  # noqa: S608
-        (until, vmid),
+        f"UPDATE sandbox SET lease_until = ?, ttl = CASE WHEN ? > 0 THEN ? ELSE ttl END"  # noqa: S608
+        f" WHERE vmid = ? AND {_LIVE}",
+        (until, ttl, float(ttl), vmid),
+    )
+
+
+def set_labels(tx: Tx, vmid: int, labels: Mapping[str, str]) -> None:
+    tx.execute(
+        f"UPDATE sandbox SET labels = ? WHERE vmid = ? AND {_LIVE}",  # noqa: S608
+        (json.dumps(dict(labels)), vmid),
+    )
+
+
+def set_size(tx: Tx, vmid: int, *, cores: int, memory: int) -> None:
+    """What it gets at its next start; memory in MiB."""
+    tx.execute(
+        f"UPDATE sandbox SET cores = ?, memory = ? WHERE vmid = ? AND {_LIVE}",  # noqa: S608
+        (cores, memory, vmid),
+    )
+
+
+def set_held(tx: Tx, vmid: int, *, held: bool) -> None:
+    """Whether its job's end is to leave it alone, for somebody who waits for it."""
+    tx.execute(
+        f"UPDATE sandbox SET held = ? WHERE vmid = ? AND {_LIVE}",  # noqa: S608
+        (int(held), vmid),
     )
 
 
@@ -116,15 +157,25 @@ def transition(
     before = get(tx, vmid)
     state = SANDBOX.next(before.state, event)
     tx.execute(
-        "UPDATE sandbox SET state = ?, changed = ?, reason = ? WHERE vmid = ? AND state = ?",
-        (state, clock.now(), reason or before.reason, vmid, before.state),
-    )
+        "UPDATE sandbox SET state = ?, changed = ?, reason = ?, used = ? WHERE id = ? AND state = ?",
+        (state, clock.now(), _reason(before, event, reason), _used(before, event), before.id,
+         before.state),
+    )  # fmt: skip
     events.append(
         tx, "sandbox.state", f"sandbox {vmid} is {state}" + (f": {reason}" if reason else ""),
         job=before.job, vmid=vmid, operation=operation,
         facts={"from": before.state, "to": state, "reason": reason},
     )  # fmt: skip
     return get(tx, vmid)
+
+
+def _reason(before: Sandbox, event: SandboxEvent, reason: str) -> str:
+    """A new start begins with a clean slate; all else leaves what was said last."""
+    return reason or ("" if event is SandboxEvent.START else before.reason)
+
+
+def _used(before: Sandbox, event: SandboxEvent) -> int:
+    return int(event is SandboxEvent.RUN or (before.used and event is not SandboxEvent.START))
 
 
 def forget_before(tx: Tx, at: float) -> int:
@@ -149,4 +200,15 @@ def _sandbox(row: sqlite3.Row) -> Sandbox:
         changed=row["changed"],
         lease_until=row["lease_until"],
         reason=row["reason"],
+        id=row["id"],
+        template=row["template"],
+        cores=row["cores"],
+        memory=row["memory"],
+        disk=row["disk"],
+        labels=json.loads(row["labels"]),
+        ttl=row["ttl"],
+        keepalive=bool(row["keepalive"]),
+        idle_stop=row["idle_stop"],
+        held=bool(row["held"]),
+        used=bool(row["used"]),
     )

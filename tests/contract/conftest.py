@@ -288,7 +288,7 @@ def _powered(
 # The table of cases and drivers, at the end of a run
 
 _DRIVERS = ("local", "api", "shell")
-_SHARED = ("test_hypervisor.py", "test_volumes.py")
+_SHARED = [Path(__file__).with_name(name) for name in ("test_hypervisor.py", "test_volumes.py")]
 _RESULTS = pytest.StashKey[dict[str, dict[str, str]]]()
 
 
@@ -298,7 +298,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     driver = item.nodeid.rpartition("[")[2].rstrip("]")
-    if item.path.name in _SHARED and driver in _DRIVERS:
+    if item.path in _SHARED and driver in _DRIVERS:
         case = getattr(item, "originalname", item.name).removeprefix("test_").replace("_", " ")
         row = item.config.stash.setdefault(_RESULTS, {}).setdefault(case, {})
         if report.when == "call" or report.outcome != "passed":

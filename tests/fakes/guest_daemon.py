@@ -51,6 +51,7 @@ class GuestDaemon:
         self.session: str | None = None
         self.claims = 0
         self.heartbeats: list[str] = []
+        self.left: float | None = None  # what heartbeats are told of the time limit
         self.cancel = False
         self.log = bytearray()
         self.log_times: list[tuple[float, int]] = []  # (monotonic, size after)
@@ -158,7 +159,7 @@ class GuestDaemon:
         elif self.heartbeats and _STAGES.index(stage) < _STAGES.index(self.heartbeats[-1]):
             self._violate(f"back from {self.heartbeats[-1]} to {stage}")
         self.heartbeats.append(stage)
-        return {"cancel": self.cancel}
+        return {"cancel": self.cancel, **({} if self.left is None else {"time_left": self.left})}
 
     def _handle_log(self, request: _Handler, body: bytes, url: Any) -> dict[str, Any]:
         offset = int(parse_qs(url.query, strict_parsing=True)["offset"][0])

@@ -18,6 +18,7 @@ from agentlab.hypervisor.base import (
     Power,
     Template,
 )
+from tests.fakes.shell_guest import ShellGuest
 
 
 @dataclass
@@ -26,8 +27,10 @@ class FakeHypervisor:
 
     `strangers` is how many of the next VMIDs somebody else takes just before we clone to them, and
     `residue` holds VMIDs under which a stranger's volumes lie.  `touched` lists every call that
-    would change a machine, with its VMID.  While `unseen`, nobody can tell what power machines
-    have.
+    would change a machine, with its VMID.  `taken` has the snapshots of each machine, `disks` what a
+    test has put on its root disk; with `newest_only` only the newest can be rolled back.
+    While `deaf`, no guest powers off when it is asked to.  While `unseen`, nobody can tell what power machines
+    have.  `shell` runs the programs of all guests.
     """
 
     machines: dict[int, Machine] = field(default_factory=dict)
@@ -37,7 +40,12 @@ class FakeHypervisor:
     calls: list[str] = field(default_factory=list)
     strangers: int = 0
     residue: set[int] = field(default_factory=set)
+    taken: dict[int, dict[str, str]] = field(default_factory=dict)
+    disks: dict[int, str] = field(default_factory=dict)
+    newest_only: bool = False
+    deaf: bool = False
     unseen: bool = False
+    shell: ShellGuest | None = None
     touched: list[tuple[str, int]] = field(default_factory=list)
     capabilities: Capabilities = field(default=Capabilities("", 1.0, memory_start=False))
 
@@ -94,8 +102,8 @@ class FakeHypervisor:
         self._power("start", vmid, owner, Power.RUNNING)
 
     def shutdown(self, vmid: int, *, owner: str, timeout: float) -> bool:
-        self._power("shutdown", vmid, owner, Power.STOPPED)
-        return True
+        self._power("shutdown", vmid, owner, Power.RUNNING if self.deaf else Power.STOPPED)
+        return not self.deaf
 
     def stop(self, vmid: int, *, owner: str) -> None:
         self._called("stop")
@@ -120,21 +128,47 @@ class FakeHypervisor:
         if vmid in self.machines:
             self._ours(vmid, owner)
             del self.machines[vmid]
+            self.taken.pop(vmid, None)
+            self.disks.pop(vmid, None)
 
     def snapshot(self, vmid: int, name: str, *, owner: str) -> None:
-        self._ours(vmid, owner)
+        """Each snapshot remembers what was on the disk, as `disks` tells it."""
+        self._called("snapshot")
+        self._stopped(vmid, owner)
+        taken = self.taken.setdefault(vmid, {})
+        if name in taken and taken[name] != self.disks.get(vmid, ""):
+            raise Conflict(f"machine {vmid} has a snapshot {name} already")
+        taken[name] = self.disks.get(vmid, "")
 
     def rollback(self, vmid: int, name: str, *, owner: str) -> None:
-        raise NotFound(f"no snapshot {name}")
+        self._called("rollback")
+        self._stopped(vmid, owner)
+        taken = self.taken.get(vmid, {})
+        if name not in taken:
+            raise NotFound(f"no snapshot {name}")
+        if self.blockers(vmid, name):
+            raise Conflict(f"{name} is not the newest snapshot of machine {vmid}")
+        self.disks[vmid] = taken[name]
 
-    def blockers(self, vmid: int, name: str) -> Sequence[str]:
-        return ()
+    def _stopped(self, vmid: int, owner: str) -> None:
+        if self._ours(vmid, owner).power is not Power.STOPPED:
+            raise Conflict(f"machine {vmid} has power")
 
     def snapshots(self, vmid: int) -> Sequence[str]:
-        return []
+        if vmid not in self.machines:
+            raise NotFound(f"no machine {vmid}")
+        return [*self.taken.get(vmid, {})]
 
     def delete_snapshot(self, vmid: int, name: str, *, owner: str) -> None:
-        self._ours(vmid, owner)
+        self._called("delete_snapshot")
+        self._stopped(vmid, owner)
+        self.taken.get(vmid, {}).pop(name, None)
+
+    def blockers(self, vmid: int, name: str) -> Sequence[str]:
+        names = [*self.taken.get(vmid, {})]
+        if not self.newest_only or name not in names:
+            return ()
+        return names[names.index(name) + 1 :][::-1]
 
     def ready(self, vmid: int, spec: MachineSpec) -> bool:
         self._called("ready")
@@ -157,7 +191,10 @@ class FakeHypervisor:
     def exec(
         self, vmid: int, argv: Sequence[str], *, owner: str, stdin: bytes = b"", timeout: float
     ) -> ExecResult:
-        raise NotImplementedError("no test needs it yet")
+        self._called("exec")
+        self._ours(vmid, owner)
+        assert self.shell is not None, "no test of this kind needs it"
+        return self.shell.exec(vmid, argv, owner=owner, stdin=stdin, timeout=timeout)
 
     def interfaces(self, vmid: int) -> Sequence[GuestInterface]:
         nic = self.specs[vmid].nic

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from agentlab.api import messages as m
@@ -14,7 +14,9 @@ from agentlab.api import table as api
 from agentlab.cli import watch
 from agentlab.cli.command import Answer, Context, Interrupted, Usage
 from agentlab.cli.commands.job import ended
-from agentlab.cli.text import fields, safe, size, span
+from agentlab.cli.commands.labels import pair, pairs
+from agentlab.cli.commands.plan import plan_lines
+from agentlab.cli.text import safe, size
 from agentlab.client.bundle import local_path, packed
 from agentlab.client.client import Client
 
@@ -50,21 +52,7 @@ def validate(ctx: Context) -> Answer:
     client = ctx.client()
     with _requested(ctx, client) as request:
         plan = client.call(api.JOB_VALIDATE, request)
-    lines = fields(
-        [
-            ("profile", plan.profile),
-            ("template", plan.template),
-            ("cores", plan.cores),
-            ("memory", size(plan.memory << 20)),
-            ("disk", size(plan.disk << 20)),
-            ("network", plan.network),
-            ("ttl", span(plan.ttl)),
-            ("time limit", span(plan.time_limit)),
-            ("afterwards", plan.after),
-            ("command", plan.command),
-        ]
-    )
-    return Answer(plan, lines)
+    return Answer(plan, plan_lines(plan))
 
 
 @contextlib.contextmanager
@@ -72,8 +60,8 @@ def _requested(ctx: Context, client: Client) -> Iterator[m.JobRequest]:
     """The request; a local repository has been sent to the daemon by then."""
     args = ctx.args
     task = _task(ctx)
-    env = dict(_variable(each) for each in args.many("--env"))
-    labels = dict(_pair("--label", each) for each in args.many("--label"))
+    env = parse_env(args.many("--env"))
+    labels = pairs("--label", args.many("--label"))
     yield m.JobRequest(
         repo=_repo(ctx, client),
         task=task,
@@ -120,11 +108,9 @@ def _task(ctx: Context) -> str:
         raise Usage(f"cannot read the task from {file}: not UTF-8") from error
 
 
-def _pair(flag: str, text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise Usage(f"cannot read {flag} {text!r}: must be KEY=VALUE")
-    return key, value
+def parse_env(texts: Sequence[str]) -> dict[str, str]:
+    """Every --env of a command line."""
+    return dict(_variable(each) for each in texts)
 
 
 def _variable(text: str) -> tuple[str, str]:
@@ -135,7 +121,7 @@ def _variable(text: str) -> tuple[str, str]:
         raise Usage(
             f"cannot read --env {text!r}: there is no such variable here", hint="write KEY=VALUE"
         )
-    key, value = _pair("--env", text)
+    key, value = pair("--env", text)
     if not _VARIABLE.fullmatch(key):
         raise Usage(f"cannot read --env {text!r}: {key!r} is no name of a variable")
     return key, value

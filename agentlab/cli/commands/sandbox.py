@@ -1,4 +1,4 @@
-"""Sandboxes: list, show, destroy."""
+"""Sandboxes looked at and changed without an operation: list, show, update, lease renew."""
 
 from __future__ import annotations
 
@@ -6,18 +6,28 @@ import time
 
 from agentlab.api import messages as m
 from agentlab.api import table as api
-from agentlab.cli import watch
-from agentlab.cli.command import Answer, Context, Declined
-from agentlab.cli.text import ago, fields, moment, safe, span, table
-from agentlab.errors import AgentLabError
+from agentlab.cli.command import Answer, Context, Usage
+from agentlab.cli.commands.labels import pairs
+from agentlab.cli.text import ago, fields, moment, size, span, table
+from agentlab.units import parse_size, render_duration
+
+# Events of the state table that somebody can ask for, and by which verb.
+_VERBS = {
+    "start": "start", "stop": "stop", "pause": "pause", "resume": "resume", "destroy": "destroy",
+    "force destroy": "destroy --force",
+}  # fmt: skip
+_NO_LEASE = ("STOPPED", "DESTROYED")  # states whose lease does not run
 
 
 def list_(ctx: Context) -> Answer:
-    query = {"all": "1"} if ctx.args.flag("--all") else {}
+    given = {name: ctx.args.text(f"--{name}") for name in ("state", "profile", "label")}
+    query: dict[str, str | int] = {name: text for name, text in given.items() if text}
+    if ctx.args.flag("--all"):
+        query["all"] = "1"
     found = ctx.client().call(api.SANDBOX_LIST, query=query)
     rows = [
         (str(each.vmid), each.name, each.state, each.power, each.profile, each.address, each.job,
-         _left(each.lease_until), ago(each.created))
+         _left(each), ago(each.created))
         for each in found.sandboxes
     ]  # fmt: skip
     lines = table(
@@ -28,63 +38,106 @@ def list_(ctx: Context) -> Answer:
 
 def show(ctx: Context) -> Answer:
     each = ctx.client().call(api.SANDBOX_SHOW, path={"vmid": ctx.args.text("SANDBOX")})
-    return Answer(each, _described(each))
+    return Answer(each, described(each))
 
 
-def destroy(ctx: Context) -> Answer:
+def update(ctx: Context) -> Answer:
     args = ctx.args
-    wait = not args.flag("--no-wait")
-    client = ctx.client(waits=wait)
-    sandbox = client.call(api.SANDBOX_SHOW, path={"vmid": args.text("SANDBOX")})
-    if not (args.flag("--yes") or args.flag("--force")):
-        _confirm(ctx, sandbox)
-    what = f"destroy sandbox {sandbox.vmid}"
-    try:
-        operation = client.call(
-            api.SANDBOX_DESTROY,
-            m.DestroyRequest(force=args.flag("--force")),
-            path={"vmid": str(sandbox.vmid)},
+    memory = parse_size(args.text("--memory"), bare="M") if "--memory" in args else 0
+    request = m.UpdateRequest(args.count("--cores", 0), memory, _labels(ctx))
+    if request == m.UpdateRequest():
+        raise Usage(
+            "cannot change a sandbox: nothing is to change",
+            hint="see: agentlab sandbox update --help",
         )
-    except AgentLabError as error:
-        raise watch.renamed(error, what) from error
-    if not wait:
-        return Answer(operation, [f"operation {safe(operation.id)}"])
-    operation = watch.operation_end(ctx, client, operation, what=f"destroying {sandbox.vmid}")
-    watch.must_succeed(operation, what)
-    return Answer(operation, [f"sandbox {sandbox.vmid} destroyed"])
+    each = ctx.client().act(api.SANDBOX_UPDATE, request, path={"vmid": ctx.args.text("SANDBOX")})
+    lines = [f"sandbox {each.vmid} changed"]
+    if (request.cores or request.memory) and each.power not in ("stopped", "absent"):
+        lines.append(
+            f"{each.cores} cores and {size(each.memory << 20)} count from its next start:"
+            f" agentlab sandbox stop {each.vmid} && agentlab sandbox start {each.vmid}"
+        )
+    return Answer(each, lines)
 
 
-def _confirm(ctx: Context, sandbox: m.SandboxView) -> None:
-    what = f"sandbox {sandbox.vmid} ({sandbox.name}, {sandbox.state})"
-    if not ctx.out.can_ask():
-        raise Declined(f"cannot destroy {what}: nobody is here to be asked", hint="say it: --yes")
-    if not ctx.out.ask(f"Destroy {what} and its disks?"):
-        raise Declined(f"cannot destroy {what}: declined")
+def _labels(ctx: Context) -> dict[str, str | None]:
+    """What to set, and None for what goes."""
+    labels: dict[str, str | None] = {
+        key: value or None for key, value in pairs("--label", ctx.args.many("--label")).items()
+    }
+    for key in ctx.args.many("--remove-label"):
+        if not key or "=" in key or labels.get(key) is not None:
+            raise Usage(f"cannot read --remove-label {key!r}: must be the KEY of a label alone")
+        labels[key] = None
+    return labels
 
 
-def _left(until: float) -> str:
-    if not until:
-        return ""
-    left = until - time.time()
-    return span(int(left)).replace(".0s", "s") if left > 0 else "over"
+def renew(ctx: Context) -> Answer:
+    each = ctx.client().act(
+        api.SANDBOX_RENEW,
+        m.RenewRequest(ctx.args.text("--ttl")),
+        path={"vmid": ctx.args.text("SANDBOX")},
+    )
+    until = moment(each.lease_until)
+    return Answer(each, [f"the lease of sandbox {each.vmid} ends at {until} ({_left(each)} left)"])
 
 
-def _described(each: m.SandboxView) -> list[str]:
+def described(each: m.SandboxView) -> list[str]:
+    """A sandbox, all of it."""
     return fields(
         [
             ("sandbox", each.vmid),
             ("name", each.name),
             ("state", each.state),
             ("reason", each.reason),
+            ("under way", each.operation),
+            ("waits for", each.waits_for),
             ("power", each.power),
-            ("profile", each.profile),
             ("address", each.address),
-            ("mac", each.mac),
+            ("lease", _lease(each)),
+            ("idle stop", f"after {render_duration(each.idle_stop)}" if each.idle_stop else ""),
+            ("profile", each.profile),
+            ("template", each.template),
+            ("cores", each.cores or ""),
+            ("memory", size(each.memory << 20) if each.memory else ""),
+            ("disk", size(each.disk << 20) if each.disk else ""),
             ("network", each.network),
+            ("mac", each.mac),
             ("job", each.job),
+            ("labels", " ".join(f"{key}={value}" for key, value in each.labels.items())),
             ("created", moment(each.created)),
             ("changed", moment(each.changed)),
-            ("lease until", moment(each.lease_until)),
-            ("possible", ", ".join(each.allowed)),
+            ("possible", _possible(each)),
         ]
     )
+
+
+def _possible(each: m.SandboxView) -> str:
+    """What somebody may ask for now."""
+    verbs = [_VERBS[event] for event in each.allowed if event in _VERBS]
+    if "destroy" in verbs:
+        verbs = [verb for verb in verbs if verb != "destroy --force"]
+    if each.state == "RUNNING":
+        verbs.append("lease renew")
+    return ", ".join(verbs)
+
+
+def _lease(each: m.SandboxView) -> str:
+    """When it ends, or why it does not run."""
+    if each.state == "DESTROYED":
+        return ""
+    length = f"{render_duration(each.ttl)} " if each.ttl else ""
+    if each.state in _NO_LEASE:
+        return f"{length}from its next start on"
+    if not each.lease_until:
+        return f"{length}from READY on"
+    alive = ", renews itself" if each.keepalive else ""
+    left = _left(each)
+    return f"{moment(each.lease_until)} ({left if left == 'over' else left + ' left'}{alive})"
+
+
+def _left(each: m.SandboxView) -> str:
+    if not each.lease_until or each.state in _NO_LEASE:
+        return ""
+    left = each.lease_until - time.time()
+    return span(int(left)).replace(".0s", "s") if left > 0 else "over"

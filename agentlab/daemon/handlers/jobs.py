@@ -2,47 +2,29 @@
 
 from __future__ import annotations
 
-import re
-
 from agentlab.api import messages as m
 from agentlab.daemon.context import Daemon
 from agentlab.daemon.job_spec import parse_spec
 from agentlab.daemon.router import Request
-from agentlab.daemon.views import job_view
+from agentlab.daemon.views import job_view, plan_view
 from agentlab.errors import Invalid
 from agentlab.model.job import JOB
 from agentlab.operations import requests
 from agentlab.store import jobs
 
-_KEY = re.compile(r"[\x21-\x7e]{0,128}")
 _MAX_LIST = 1000
 
 
 def create(daemon: Daemon, request: Request[m.JobRequest]) -> m.JobView:
-    key = request.headers.get("idempotency-key", "")
-    if not _KEY.fullmatch(key):
-        raise Invalid("Idempotency-Key must be 1 to 128 visible ASCII characters")
     spec = parse_spec(daemon.world.store, request.document)
-    job = requests.create_job(daemon.world, daemon.runner, spec, key)
+    job = requests.create_job(daemon.world, daemon.runner, spec, request.key)
     with daemon.world.store.read() as tx:
         return job_view(daemon, tx, jobs.get(tx, job.id))
 
 
 def validate(daemon: Daemon, request: Request[m.JobRequest]) -> m.PlanView:
     spec = parse_spec(daemon.world.store, request.document)
-    plan = requests.plan_job(daemon.world, spec)
-    return m.PlanView(
-        profile=plan.profile,
-        template=plan.template,
-        cores=plan.cores,
-        memory=plan.memory,
-        disk=plan.disk,
-        network=str(plan.network),
-        ttl=plan.ttl,
-        time_limit=plan.time_limit,
-        after=str(plan.after),
-        command=plan.command,
-    )
+    return plan_view(requests.plan_job(daemon.world, spec))
 
 
 def newest(daemon: Daemon, request: Request[m.Nothing]) -> m.JobList:

@@ -1,32 +1,162 @@
-"""Sandboxes: shown and destroyed."""
+"""Sandboxes: made, listed, shown, changed, started, stopped, reverted, destroyed."""
 
 from __future__ import annotations
 
 from agentlab.api import messages as m
 from agentlab.daemon.context import Daemon
+from agentlab.daemon.job_spec import parse_labels, parse_ttl
 from agentlab.daemon.router import Request
-from agentlab.daemon.views import operation_view, power_of_all, sandbox_view
-from agentlab.operations import requests
+from agentlab.daemon.views import holders, operation_view, plan_view, power_of_all, sandbox_view
+from agentlab.errors import Invalid
+from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxSpec
+from agentlab.operations import sandbox_power, sandbox_requests
 from agentlab.store import operations, sandboxes
+
+
+def create(daemon: Daemon, request: Request[m.SandboxRequest]) -> m.OperationView:
+    spec = _spec(request.document)
+    return _shown(daemon, sandbox_requests.create(daemon.world, daemon.runner, spec, request.key))
+
+
+def validate(daemon: Daemon, request: Request[m.SandboxRequest]) -> m.PlanView:
+    return plan_view(sandbox_requests.plan_sandbox(daemon.world, _spec(request.document)))
+
+
+def _spec(asked: m.SandboxRequest) -> SandboxSpec:
+    return SandboxSpec(
+        profile=asked.profile,
+        name=asked.name,
+        ttl=parse_ttl(asked.ttl),
+        keepalive=asked.keepalive,
+        vmid=asked.vmid,
+        labels=parse_labels(asked.labels),
+        queue=asked.queue,
+    )
 
 
 def all_known(daemon: Daemon, request: Request[m.Nothing]) -> m.SandboxList:
     """Those that live, or with `all` destroyed ones too; one inventory, however many."""
+    wanted = _filter(request)
     with daemon.world.store.read() as tx:
         found = sandboxes.newest(tx) if request.flag("all") else sandboxes.live(tx)
+        found = [each for each in found if wanted(each)]
+        held = holders(tx, found)
     power = power_of_all(daemon) if found else {}
-    return m.SandboxList([sandbox_view(each, power) for each in found])
+    return m.SandboxList([sandbox_view(each, power, held.get(each.id)) for each in found])
+
+
+def _filter(request: Request[m.Nothing]):  # type: ignore[no-untyped-def]
+    state, profile = request.query.get("state", "").upper(), request.query.get("profile", "")
+    if state and state not in list(SANDBOX.states):
+        raise Invalid(f"the parameter state must be one of {', '.join(SANDBOX.states)}")
+    key, equals, value = request.query.get("label", "").partition("=")
+
+    def wanted(one: Sandbox) -> bool:
+        return (
+            (not state or one.state == state)
+            and (not profile or one.profile == profile)
+            and (not key or (one.labels.get(key) == value if equals else key in one.labels))
+        )
+
+    return wanted
 
 
 def show(daemon: Daemon, request: Request[m.Nothing]) -> m.SandboxView:
     with daemon.world.store.read() as tx:
-        found = sandboxes.get(tx, request.values["vmid"])
-    return sandbox_view(found, power_of_all(daemon))
+        found = sandboxes.get_live(tx, request.values["vmid"])
+    return _view(daemon, found)
+
+
+def _view(daemon: Daemon, found: Sandbox) -> m.SandboxView:
+    with daemon.world.store.read() as tx:
+        held = holders(tx, [found])
+    return sandbox_view(found, power_of_all(daemon), held.get(found.id))
+
+
+def update(daemon: Daemon, request: Request[m.UpdateRequest]) -> m.SandboxView:
+    asked = request.document
+    parse_labels({key: value or "" for key, value in asked.labels.items()})
+    changed = sandbox_requests.update(
+        daemon.world, request.values["vmid"], cores=asked.cores, memory=asked.memory,
+        labels=asked.labels,
+    )  # fmt: skip
+    return _view(daemon, changed)
+
+
+def start(daemon: Daemon, request: Request[m.StartRequest]) -> m.OperationView:
+    return _acted(daemon, request, sandbox_power.START, queue=request.document.queue)
+
+
+def stop(daemon: Daemon, request: Request[m.Nothing]) -> m.OperationView:
+    return _acted(daemon, request, sandbox_power.STOP)
+
+
+def pause(daemon: Daemon, request: Request[m.Nothing]) -> m.OperationView:
+    return _acted(daemon, request, sandbox_power.PAUSE)
+
+
+def resume(daemon: Daemon, request: Request[m.Nothing]) -> m.OperationView:
+    return _acted(daemon, request, sandbox_power.RESUME)
+
+
+def _acted(
+    daemon: Daemon,
+    request: Request[m.Nothing] | Request[m.StartRequest],
+    kind: str,
+    **given: object,
+) -> m.OperationView:
+    vmid = request.values["vmid"]
+    return _shown(
+        daemon,
+        sandbox_requests.act(daemon.world, daemon.runner, kind, vmid, request.key, **given),
+    )
+
+
+def revert(daemon: Daemon, request: Request[m.RevertRequest]) -> m.OperationView:
+    """To `clean`, or to the snapshot that the path names."""
+    name = {"name": request.values["name"]} if "name" in request.values else {}
+    identity = sandbox_requests.revert(
+        daemon.world, daemon.runner, request.values["vmid"], request.key,
+        force=request.document.force, restart=request.document.restart, **name,
+    )  # fmt: skip
+    return _shown(daemon, identity)
 
 
 def destroy(daemon: Daemon, request: Request[m.DestroyRequest]) -> m.OperationView:
-    identity = requests.destroy_sandbox(
-        daemon.world, daemon.runner, request.values["vmid"], force=request.document.force
+    identity = sandbox_requests.destroy(
+        daemon.world, daemon.runner, request.values["vmid"], request.key,
+        force=request.document.force,
+    )  # fmt: skip
+    return _shown(daemon, identity)
+
+
+def renew(daemon: Daemon, request: Request[m.RenewRequest]) -> m.SandboxView:
+    ttl = parse_ttl(request.document.ttl)
+    return _view(
+        daemon, sandbox_requests.renew(daemon.world, daemon.runner, request.values["vmid"], ttl)
     )
+
+
+def snapshots(daemon: Daemon, request: Request[m.Nothing]) -> m.SnapshotList:
+    with daemon.world.store.read() as tx:
+        found = sandboxes.get_live(tx, request.values["vmid"])
+    return m.SnapshotList(list(daemon.world.hypervisor.snapshots(found.vmid)))
+
+
+def save_snapshot(daemon: Daemon, request: Request[m.SnapshotRequest]) -> m.OperationView:
+    identity = sandbox_requests.save_snapshot(
+        daemon.world, daemon.runner, request.values["vmid"], request.key, request.document.name
+    )
+    return _shown(daemon, identity)
+
+
+def delete_snapshot(daemon: Daemon, request: Request[m.Nothing]) -> m.OperationView:
+    identity = sandbox_requests.delete_snapshot(
+        daemon.world, daemon.runner, request.values["vmid"], request.key, request.values["name"]
+    )
+    return _shown(daemon, identity)
+
+
+def _shown(daemon: Daemon, identity: str) -> m.OperationView:
     with daemon.world.store.read() as tx:
         return operation_view(tx, operations.get(tx, identity))

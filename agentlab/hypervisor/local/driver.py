@@ -27,6 +27,8 @@ class LocalHypervisor(LocalMachines, LocalSnapshots, LocalVolumes, LocalGuest):
             slowness=SLOWNESS[accelerator],
             memory_start=self.starts_from_memory(),
             volumes=True,
+            volume_tools=True,
+            exec_stdin=256 << 10,
         )
 
     def prepare(self, cores: int, memory: int) -> None:

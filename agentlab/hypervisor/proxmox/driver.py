@@ -39,6 +39,7 @@ class ProxmoxHypervisor(ProxmoxSnapshots, ProxmoxGuest, ProxmoxVolumes):
             slowness=_SLOWNESS,
             memory_start=False,
             volumes=True,
+            volume_tools=self._tools.available_on(self._settings.node),
             makes_taps=True,
             # pvestatd looks each 10 s; a command line costs most of a second of processor time
             look=15.0 if self._api.transport.foreground else 5.0,

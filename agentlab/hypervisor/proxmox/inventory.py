@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agentlab.errors import Busy, Denied, NotFound, NotOurs, Unavailable
 from agentlab.hypervisor.base import Machine, Power
 from agentlab.hypervisor.proxmox.names import parse_owner, tagged_owner
+from agentlab.hypervisor.proxmox.rights import Granted, holds, parse_permissions
 from agentlab.hypervisor.proxmox.settings import Settings
 from agentlab.hypervisor.proxmox.tasks import Api
 from agentlab.hypervisor.proxmox.transport import Exists, NoSuchVM, Parameter, Refused
@@ -171,7 +172,7 @@ class Inventory:
         self._api = api
         self._settings = settings
         self._seen: dict[int, str] = {}
-        self._rights = (0.0, False)
+        self._rights: tuple[float, Granted] = (0.0, {})
         self._lock = threading.Lock()
 
     def resources(self, kind: str = "") -> Resources:
@@ -217,27 +218,47 @@ class Inventory:
 
     def _need_audit(self) -> None:
         """VM.Audit on all VMs, or on our pool; without it lists are silently shorter."""
-        with self._lock:
-            looked, allowed = self._rights
-            if not allowed or time.monotonic() - looked > _RIGHTS_LAST:
-                given = self._api.get("/access/permissions", what="cannot read our own rights")
-                paths = (
-                    "/",
-                    "/vms",
-                    *((f"/pool/{self._settings.pool}",) * bool(self._settings.pool)),
-                )
-                # the value says whether it holds for what is below, too
-                allowed = isinstance(given, dict) and any(
-                    str((given.get(path) or {}).get("VM.Audit", 0)) == "1" for path in paths
-                )
-                self._rights = (time.monotonic(), allowed)
-        if not allowed:
-            path = f"/pool/{self._settings.pool}" if self._settings.pool else "/vms"
+        path = f"/pool/{self._settings.pool}" if self._settings.pool else "/vms"
+
+        def enough(given: Granted) -> bool:
+            # the value says whether it holds for what is below, too
+            return any(given.get(each, {}).get("VM.Audit") for each in {"/", "/vms", path})
+
+        if not self._may(enough):
             raise Denied(
                 f"cannot read the inventory: the API token lacks VM.Audit on {path}, so that "
                 "machines would seem to be gone",
                 hint="see `agentlab init` and docs/how-to/proxmox.md",
             )
+
+    def need_volumes(self, storage: str) -> None:
+        """What shows all volumes of ours on a storage; without it lists are silently shorter.
+
+        PVE::Storage check_volume_access, of which a volume's VMID is no machine's, so of no pool.
+        """
+        path, vms = f"/storage/{storage}", f"/vms/{self._settings.volume_vmids.start}"
+
+        def enough(given: Granted) -> bool:
+            return holds(given, path, "Datastore.Allocate") or (
+                holds(given, path, "Datastore.Audit") and holds(given, vms, "VM.Config.Disk")
+            )
+
+        if not self._may(enough):
+            raise Denied(
+                f"cannot list the volumes of {storage}: the API token lacks Datastore.Allocate on "
+                f"{path}, so that volumes would seem to be gone",
+                hint=f"grant it there, or Datastore.Audit there and VM.Config.Disk on {vms}",
+            )
+
+    def _may(self, enough: Callable[[Granted], bool]) -> bool:
+        """Whether our rights are enough; a yes is believed for a while."""
+        with self._lock:
+            looked, given = self._rights
+            if not enough(given) or time.monotonic() - looked > _RIGHTS_LAST:
+                what = "cannot read our own rights"
+                given = parse_permissions(self._api.get("/access/permissions", what=what))
+                self._rights = (time.monotonic(), given)
+            return enough(given)
 
     def find(self, vmid: int) -> Found | None:
         """A machine wherever it is now; None only when no guest of the cluster has this VMID.

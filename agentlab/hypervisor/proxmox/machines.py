@@ -36,6 +36,7 @@ from agentlab.hypervisor.proxmox.transport import (
     NoSuchVM,
     NotRunning,
     PowerdownTimeout,
+    ReplyLost,
     Running,
 )
 
@@ -155,7 +156,13 @@ class ProxmoxMachines(Part):
                     patience=_LONG,  # it keeps its turn until it ends
                 )
             except Exists:
-                self._adopt(place.template, vmid, owner)
+                if not self._adopt(place.template, vmid, owner):
+                    raise Busy(
+                        f"cannot clone to VM {vmid}: it was there a moment ago, and is gone"
+                    ) from None
+            except ReplyLost:
+                if not self._adopt(place.template, vmid, owner):
+                    raise  # nothing has begun: it may be asked for again
 
     def _refuse_leftovers(self, place: Place, vmid: int) -> None:
         """Volumes of a VM that is gone would go with ours: such a VMID is not taken."""
@@ -172,11 +179,11 @@ class ProxmoxMachines(Part):
                 details={"volumes": volumes[:10]},
             )
 
-    def _adopt(self, template: Found, vmid: int, owner: str) -> None:
-        """The VMID is taken: returns when by a whole clone of ours."""
+    def _adopt(self, template: Found, vmid: int, owner: str) -> bool:
+        """True when the VMID is taken by a whole clone of ours, False when by nobody."""
         found = self._marked(vmid)
         if found is None:
-            raise Busy(f"cannot clone to VM {vmid}: it was there a moment ago, and is gone")
+            return False
         prove(found, owner, "clone to")
         if found.lock == "clone":
             found = self._await_clone(found, owner)
@@ -188,6 +195,7 @@ class ProxmoxMachines(Part):
                 f"cannot go on with VM {vmid}: half a clone was there, without "
                 f"{', '.join(sorted(missing))}, and was removed"
             )
+        return True
 
     def _marked(self, vmid: int) -> Found | None:
         """The machine, when it shows whose it is; None when it is gone; NotOurs when hidden.
@@ -347,6 +355,9 @@ class ProxmoxMachines(Part):
         except Running:
             if self._power(found.node, vmid) is Power.PAUSED:
                 self._resume(found, owner)
+        except ReplyLost:
+            if self._power(found.node, vmid) is not Power.RUNNING:
+                raise
 
     def shutdown(self, vmid: int, *, owner: str, timeout: float) -> bool:
         found = self._inventory.ours(vmid, owner, "shut down")

@@ -51,7 +51,7 @@ _SNAPSHOT = re.compile(r"[A-Za-z][A-Za-z0-9_-]{1,39}")
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A storage as `GET /storage/ID` shows it; "" for what its type does not have."""
+    """A storage as `GET /storage` shows it; "" for what its type does not have."""
 
     id: str
     type: str
@@ -74,7 +74,7 @@ class Plan:
 
 
 def parse_storage(answer: object) -> Storage:
-    """Of `GET /storage/ID`; Unavailable when it is none."""
+    """Of an entry of `GET /storage`; Unavailable when it is none."""
     if not isinstance(answer, Mapping) or not answer.get("storage") or not answer.get("type"):
         raise Unavailable("cannot read the configuration of a storage: Proxmox gave something else")
     directories = dict(

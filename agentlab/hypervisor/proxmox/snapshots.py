@@ -96,6 +96,7 @@ class ProxmoxSnapshots(ProxmoxMachines):
         if self._power(found.node, vmid) is not Power.STOPPED:
             raise Conflict(f"cannot roll back VM {vmid}: it has power")
         what = f"cannot roll back VM {vmid} to {name}"
+        # after a lost reply once more: without power in between, twice is as once
         try:
             self._api.act(
                 "POST",

@@ -2,11 +2,12 @@
 
 The mark is a line of the description, which the call that makes the VM writes.  It holds the VMID:
 an administrator's copy, which takes the description along, is not ours.  A VM that carries it and
-is no template yet is a build that was cut off: it is removed and made anew.
+is no template yet is a build that failed or was cut off: it is removed, and made anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
@@ -19,6 +20,7 @@ from pathlib import Path
 from agentlab import run
 from agentlab.clock import Deadline
 from agentlab.errors import (
+    AgentLabError,
     Conflict,
     DeadlineExceeded,
     Invalid,
@@ -191,10 +193,17 @@ class Templates:
                 hint="use letters, digits, '-' and '.', and not digits alone",
             )
         with _held(order.work) as lock:
-            vmid = settled(
-                lambda: self._attempt(order, on_step, lock),
-                patience=max(self._settings.patience, _SETTLE),
-            )
+            try:
+                vmid = settled(
+                    lambda: self._attempt(order, on_step, lock),
+                    patience=max(self._settings.patience, _SETTLE),
+                )
+            except AgentLabError:
+                with contextlib.suppress(AgentLabError):  # why it failed is what matters
+                    self._need_node()
+                    resources = self._inventory.resources("vm")
+                    self._remove_halves(order, self._marked(resources, order.name), on_step)
+                raise
             self._retire_others(order, vmid, on_step)
         return vmid
 
@@ -207,10 +216,7 @@ class Templates:
                 return found.vmid
         self._refuse_namesake(resources, order, {found.vmid for found, _ in ours})
         self._need_node()
-        for found, mark in ours:
-            if not _finished(found) and mark.owner == order.owner:
-                on_step(f"removing VM {found.vmid}, which a build that was cut off has left")
-                self._remove_unfinished(found, mark)
+        self._remove_halves(order, ours, on_step)
         image = order.image()
         storage, kind = self._storage(order.storage)
         vmid = self._create(order, storage)
@@ -224,6 +230,14 @@ class Templates:
         took = time.monotonic() - begun
         on_step(f"template {order.name} is VM {vmid} ({took:.0f} s)")
         return vmid
+
+    def _remove_halves(
+        self, order: Order, ours: list[tuple[Found, Mark]], on_step: Callable[[str], None]
+    ) -> None:
+        for found, mark in ours:
+            if not _finished(found) and mark.owner == order.owner:
+                on_step(f"removing VM {found.vmid}, which a build that was cut off has left")
+                self._remove_unfinished(found, mark)
 
     def _need_node(self) -> None:
         if not self._tools.available_on(self._settings.node):

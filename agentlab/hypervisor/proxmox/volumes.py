@@ -9,7 +9,16 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Sequence
 
-from agentlab.errors import Busy, Conflict, Invalid, NotFound, NotOurs, Unavailable, Unsupported
+from agentlab.errors import (
+    AgentLabError,
+    Busy,
+    Conflict,
+    Invalid,
+    NotFound,
+    NotOurs,
+    Unavailable,
+    Unsupported,
+)
 from agentlab.hypervisor.base import Volume
 from agentlab.hypervisor.proxmox.inventory import Found
 from agentlab.hypervisor.proxmox.machines import Part, as_read
@@ -20,7 +29,7 @@ from agentlab.hypervisor.proxmox.names import (
     volume_owner,
 )
 from agentlab.hypervisor.proxmox.node import Storage, Verb, parse_storage
-from agentlab.hypervisor.proxmox.transport import Exists, NoSuchVolume
+from agentlab.hypervisor.proxmox.transport import Exists, NoSuchVolume, ReplyLost
 
 WORK = "scsi1"  # the drive that a work disk is; a template keeps it free
 # Storages whose volumes are files below a directory (PVE::Storage::*Plugin), so that a volume's
@@ -50,6 +59,7 @@ class ProxmoxVolumes(Part):
         for entry in listed if isinstance(listed, list) else []:
             if str(entry.get("active", 0)) != "1":
                 raise Unavailable(f"cannot list volumes: storage {entry['storage']} is not active")
+            self._inventory.need_volumes(str(entry["storage"]))
             path = f"/nodes/{self._node}/storage/{entry['storage']}/content"
             what = f"cannot list the volumes of {entry['storage']}"
             volumes = self._api.get(path, what=what, content="images")
@@ -82,8 +92,15 @@ class ProxmoxVolumes(Part):
         return {drive.volid for config in configs for drive in parse_drives(config)}
 
     def _storage(self, name: str) -> Storage:
-        what = f"cannot read the configuration of storage {name}"
-        return parse_storage(self._api.get(f"/storage/{name}", what=what))
+        """From the list: a storage's own page takes Datastore.Allocate, which we do not ask for."""
+        listed = self._api.get("/storage", what=f"cannot read the configuration of storage {name}")
+        for entry in listed if isinstance(listed, list) else []:
+            if entry.get("storage") == name:
+                return parse_storage(entry)
+        raise NotFound(
+            f"there is no storage {name} that can be seen",
+            hint=f"see `pvesm status`; seeing it takes Datastore.Audit on /storage/{name}",
+        )
 
     def allot(self, number: int, size: int, *, storage: str = "", owner: str) -> str:
         if number not in self._settings.volume_vmids:
@@ -104,21 +121,24 @@ class ProxmoxVolumes(Part):
                 f"cannot make a volume on storage {storage.id}: it takes no disk images",
                 hint=f"pvesm set {storage.id} --content {','.join(sorted({*storage.content, 'images'}))}",
             )
-        files = storage.type in _FILES
-        filename = volume_name(number, owner, ".qcow2" if files else "")
+        volid = _volid(storage, number, owner)
         params: dict[str, str | int] = {
             "vmid": number,
-            "filename": filename,
+            "filename": posixpath.basename(volid.partition(":")[2]),
             "size": f"{size}M",
-            "format": "qcow2" if files else "raw",
+            "format": "qcow2" if storage.type in _FILES else "raw",
         }
         path = f"/nodes/{self._node}/storage/{storage.id}/content"
+        what = f"cannot make volume {number}"
         try:
-            made = self._api.change("POST", path, params, what=f"cannot make volume {number}")
+            return str(self._api.change("POST", path, params, what=what))
         except Exists:
-            inner = f"{number}/{filename}" if files else filename
-            return f"{storage.id}:{inner}"
-        return str(made)
+            return volid
+        except ReplyLost:
+            found = self._api.get(path, what=what, vmid=number)
+            if not isinstance(found, list) or volid not in [str(each["volid"]) for each in found]:
+                raise  # it was not made: it may be asked for again
+            return volid
 
     def attach(self, vmid: int, volid: str, *, owner: str) -> None:
         self._need_ours(volid, owner, "attach")
@@ -228,7 +248,7 @@ class ProxmoxVolumes(Part):
         return storage, volume
 
     def move(self, volid: str, storage: str, *, owner: str) -> str:
-        """By a copy: the old one goes when the new one is whole."""
+        """By a copy: the old one goes when the new one is whole, and the new one when it fails."""
         number = self._need_ours(volid, owner, "move")
         if volid.partition(":")[0] == storage:
             return volid
@@ -240,10 +260,15 @@ class ProxmoxVolumes(Part):
                 raise NotFound(f"cannot move volume {volid}: there is no such volume")
             return there
         source, volume = self._tool(volid, owner, "copy")
-        made = self.allot(number, sizes[volid], storage=storage, owner=owner)
         target = self._storage(storage)
-        self._tools.check(target, made.partition(":")[2], "copy")
-        self._tools.copy(source, volume, target, made.partition(":")[2])
+        copy = _volid(target, number, owner).partition(":")[2]
+        self._tools.check(target, copy, "copy")
+        made = self.allot(number, sizes[volid], storage=storage, owner=owner)
+        try:
+            self._tools.copy(source, volume, target, copy)
+        except AgentLabError:
+            self.free(made, owner=owner)
+            raise
         self.free(volid, owner=owner)
         return made
 
@@ -286,3 +311,10 @@ class ProxmoxVolumes(Part):
         target = f"{number}/{name}" if "/" in volume else name
         self._tools.clone(storage, volume, target, snapshot=snapshot)
         return f"{storage.id}:{target}"
+
+
+def _volid(storage: Storage, number: int, owner: str) -> str:
+    """What a volume of ours is called on a storage."""
+    if storage.type in _FILES:
+        return f"{storage.id}:{number}/{volume_name(number, owner, '.qcow2')}"
+    return f"{storage.id}:{volume_name(number, owner)}"

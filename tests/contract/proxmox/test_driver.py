@@ -30,12 +30,6 @@ def driver(bench: ProxmoxBench) -> ProxmoxHypervisor:
     return bench.hypervisor
 
 
-def only_api(bench: ProxmoxBench) -> None:
-    """Some faults are of HTTP; pvesh has no connection that could break."""
-    if bench.hypervisor.capabilities and driver(bench)._api.transport.foreground:
-        pytest.skip("a fault of HTTP alone")
-
-
 def made(bench: ProxmoxBench, vmid: int = 1012) -> MachineSpec:
     """A machine of ours, configured."""
     spec = bench.spec(vmid)
@@ -231,9 +225,12 @@ def test_a_lost_reply_has_its_effect_once(proxmox_api: ProxmoxBench, name: str) 
     call = walk(proxmox_api, name)
     with proxmox_api.served.paused() as node:
         before = {vm.vmid for vm in node.vms}
+        sent = node.counts[method, template]
         fault = node.lose_reply(method, template)
     call()
     assert fault.times == 0
+    sent = asked(proxmox_api, method, template) - sent
+    assert sent == (2 if name == "rollback" else 1), "what it has done is looked for, not asked for"
     call()  # and again quietly
     with proxmox_api.served.paused() as node:
         after = {vm.vmid for vm in node.vms}
@@ -243,19 +240,34 @@ def test_a_lost_reply_has_its_effect_once(proxmox_api: ProxmoxBench, name: str) 
     assert not proxmox_api.leftovers()
 
 
+def test_a_clone_whose_reply_was_lost_is_waited_for_and_not_asked_for_again(
+    proxmox_api: ProxmoxBench,
+) -> None:
+    with proxmox_api.served.paused() as node:
+        node.time_scale, node.seconds["qmclone"] = 1.0, 1.0
+        node.lose_reply("POST", CLONE)
+    proxmox_api.clone(1012)
+    with proxmox_api.served.paused() as node:
+        assert (node.vm(1012).lock, node.running_tasks()) == (None, [])
+    assert asked(proxmox_api, "POST", CLONE) == 1
+
+
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("trouble", ["no worker", "lock", "595", "596", "599", "500", "closed"])
+@pytest.mark.parametrize(
+    "trouble", ["no worker", "lock", "595", "596", "599", "500", "503", "closed"]
+)
 def test_a_busy_server_is_asked_again(proxmox_api: ProxmoxBench, name: str, trouble: str) -> None:
     method, template, _ = calls(proxmox_api)[name]
     call = walk(proxmox_api, name)
     lock = "can't lock file '/var/lock/qemu-server/lock-1012.conf' - got timeout"
     reasons = {"lock": (500, lock), "595": (595, "No route to host"), "596": (596, "Broken pipe"),
-               "599": (599, "Too many connections"), "500": (500, "the moon is full")}  # fmt: skip
+               "599": (599, "Too many connections"), "500": (500, "the moon is full"),
+               "503": (503, "going away")}  # fmt: skip
     with proxmox_api.served.paused() as node:
         if trouble == "no worker":
             fault = node.refuse_worker(method, template)
         elif trouble == "closed":
-            fault = node.answer_with(method, template, 503, "going away")
+            fault = node.hang_up(method, template)
         else:
             fault = node.answer_with(method, template, *reasons[trouble])
     call()
@@ -364,62 +376,62 @@ def test_a_lock_is_in_the_inventory_by_its_own_word(proxmox: ProxmoxBench) -> No
 
 
 def test_a_machine_that_somebody_migrated_is_found_and_not_started(
-    proxmox_api: ProxmoxBench,
+    proxmox: ProxmoxBench,
 ) -> None:
-    made(proxmox_api)
-    with proxmox_api.served.paused() as node:
+    made(proxmox)
+    with proxmox.served.paused() as node:
         node.add_node("pve2")
         node.vm(1012).node = "pve2"
-    seen = proxmox_api.hypervisor.status(1012)
+    seen = proxmox.hypervisor.status(1012)
     assert seen is not None
     assert (seen.node, seen.owner) == ("pve2", OWNER)
     with pytest.raises(Conflict, match="on node pve2, and the rules"):
-        proxmox_api.hypervisor.start(1012, owner=OWNER)
-    proxmox_api.hypervisor.destroy(1012, owner=OWNER)
-    assert vmids(proxmox_api) == []
+        proxmox.hypervisor.start(1012, owner=OWNER)
+    proxmox.hypervisor.destroy(1012, owner=OWNER)
+    assert vmids(proxmox) == []
 
 
-def test_a_node_that_is_offline_makes_its_machines_unknown(proxmox_api: ProxmoxBench) -> None:
-    made(proxmox_api)
-    with proxmox_api.served.paused() as node:
+def test_a_node_that_is_offline_makes_its_machines_unknown(proxmox: ProxmoxBench) -> None:
+    made(proxmox)
+    with proxmox.served.paused() as node:
         node.add_node("pve2")
         node.vm(1012).node = "pve2"
         node.set_node_offline("pve2")
-    seen = proxmox_api.hypervisor.status(1012)
+    seen = proxmox.hypervisor.status(1012)
     assert seen is not None
     assert (seen.power, seen.owner) == (Power.UNKNOWN, OWNER)
-    listed = {machine.vmid: machine for machine in proxmox_api.hypervisor.inventory()}
+    listed = {machine.vmid: machine for machine in proxmox.hypervisor.inventory()}
     assert (listed[1012].power, listed[1012].owner) == (Power.UNKNOWN, OWNER)
     with pytest.raises(Unavailable):
-        proxmox_api.hypervisor.destroy(1012, owner=OWNER)
-    with proxmox_api.served.paused() as node:
+        proxmox.hypervisor.destroy(1012, owner=OWNER)
+    with proxmox.served.paused() as node:
         node.set_node_offline("pve2", offline=False)
-    proxmox_api.hypervisor.destroy(1012, owner=OWNER)
-    assert vmids(proxmox_api) == []
+    proxmox.hypervisor.destroy(1012, owner=OWNER)
+    assert vmids(proxmox) == []
 
 
-def test_a_clone_goes_to_another_node_by_shared_storage(proxmox_api: ProxmoxBench) -> None:
-    with proxmox_api.served.paused() as node:
+def test_a_clone_goes_to_another_node_by_shared_storage(proxmox: ProxmoxBench) -> None:
+    with proxmox.served.paused() as node:
         node.add_node("pve2")
         node.add_dir_storage("nfs", shared=1)
         node.make_template(9001, "shared", storage="nfs", size=1 << 30)
         node.vm(9001).stats = {}
         node.make_vm(101, "hog", cores=1, memory="7000")
         node.vm(101).status = "running"
-    wide = proxmox_api.again(node="", nodes=("pve", "pve2"))
+    wide = proxmox.again(node="", nodes=("pve", "pve2"))
     wide.clone("shared", 1012, name="box1012", owner=OWNER)
-    with proxmox_api.served.paused() as node:
+    with proxmox.served.paused() as node:
         assert node.vm(1012).node == "pve2"
         node.vms = [vm for vm in node.vms if vm.vmid != 101]
     wide.destroy(1012, owner=OWNER)
 
 
-def test_in_a_pool(proxmox_api: ProxmoxBench) -> None:
-    with proxmox_api.served.paused() as node:
+def test_in_a_pool(proxmox: ProxmoxBench) -> None:
+    with proxmox.served.paused() as node:
         node.pools["agents"] = set()
-    pooled = proxmox_api.again(pool="agents")
+    pooled = proxmox.again(pool="agents")
     pooled.clone("debian-12", 1012, name="box1012", owner=OWNER)
-    with proxmox_api.served.paused() as node:
+    with proxmox.served.paused() as node:
         assert 1012 in node.pools["agents"]
     pooled.destroy(1012, owner=OWNER)
 
@@ -456,13 +468,13 @@ def test_a_second_network_of_the_template_is_taken_away(proxmox: ProxmoxBench) -
 # Volumes
 
 
-def test_a_running_machine_gets_and_gives_its_volume_at_once(proxmox_api: ProxmoxBench) -> None:
-    hypervisor = driver(proxmox_api)
-    made(proxmox_api)
+def test_a_running_machine_gets_and_gives_its_volume_at_once(proxmox: ProxmoxBench) -> None:
+    hypervisor = driver(proxmox)
+    made(proxmox)
     hypervisor.start(1012, owner=OWNER)
     volid = hypervisor.allot(990000, 64, storage="local", owner=OWNER)
     hypervisor.attach(1012, volid, owner=OWNER)
-    with proxmox_api.served.paused() as node:
+    with proxmox.served.paused() as node:
         assert not node.vm(1012).pending
     hypervisor.detach(1012, volid, owner=OWNER)
     hypervisor.free(volid, owner=OWNER)
@@ -483,6 +495,7 @@ def test_a_lost_reply_to_allotting_makes_one_volume(proxmox_api: ProxmoxBench) -
     with proxmox_api.served.paused() as node:
         node.lose_reply("POST", "/nodes/{node}/storage/{storage}/content")
     volid = driver(proxmox_api).allot(990000, 64, storage="local", owner=OWNER)
+    assert asked(proxmox_api, "POST", "/nodes/{node}/storage/{storage}/content") == 1
     assert [volume.volid for volume in driver(proxmox_api).volumes(owner=OWNER)] == [volid]
 
 
@@ -633,20 +646,20 @@ def test_whose_it_is_is_proven_when_the_turn_has_come(proxmox_api: ProxmoxBench,
 
 
 def test_half_a_clone_that_somebody_unlocked_is_not_taken_for_a_whole_one(
-    proxmox_api: ProxmoxBench,
+    proxmox: ProxmoxBench,
 ) -> None:
     mark = names.render_description(OWNER, 1012, ["local"])
-    with proxmox_api.served.paused() as node:
+    with proxmox.served.paused() as node:
         node.leave_dead_clone(1012, description=mark)
         node._qm_lock(node.vm(1012), None)
     with pytest.raises(Busy, match="half a clone"):
-        proxmox_api.clone(1012)
-    with proxmox_api.served.paused() as node:
+        proxmox.clone(1012)
+    with proxmox.served.paused() as node:
         for volid in node.volumes_of(1012):  # of a clone that died before it named them
             node._qm_free(volid)
-    proxmox_api.clone(1012)
-    proxmox_api.hypervisor.configure(1012, proxmox_api.spec(1012), owner=OWNER)
-    proxmox_api.hypervisor.destroy(1012, owner=OWNER)
+    proxmox.clone(1012)
+    proxmox.hypervisor.configure(1012, proxmox.spec(1012), owner=OWNER)
+    proxmox.hypervisor.destroy(1012, owner=OWNER)
 
 
 def test_a_clone_that_does_not_show_its_mark_yet_is_waited_for(proxmox_api: ProxmoxBench) -> None:
@@ -667,21 +680,21 @@ def test_a_clone_that_does_not_show_its_mark_yet_is_waited_for(proxmox_api: Prox
 
 
 def test_a_machine_that_is_being_destroyed_has_no_mark_and_is_no_strangers(
-    proxmox_api: ProxmoxBench,
+    proxmox: ProxmoxBench,
 ) -> None:
-    made(proxmox_api)
+    made(proxmox)
     task = {"upid": "UPID:pve:1:1:1:qmdestroy:1012:root@pam:", "node": "pve", "type": "qmdestroy",
             "id": "1012", "user": "root@pam!bench", "status": "running", "starttime": 1,
             "pid": 1, "pstart": 1, "log": []}  # fmt: skip
-    with proxmox_api.served.paused() as node:
+    with proxmox.served.paused() as node:
         node.vm(1012).config = {"lock": "destroyed"}
         node.tasklog.append(task)
     with pytest.raises(Busy, match="just being made or destroyed"):
-        proxmox_api.hypervisor.destroy(1012, owner=OWNER)
-    with proxmox_api.served.paused() as node:
+        proxmox.hypervisor.destroy(1012, owner=OWNER)
+    with proxmox.served.paused() as node:
         task.update(status="stopped", exitstatus="OK", endtime=2)
         node.vms = [vm for vm in node.vms if vm.vmid != 1012]
-    proxmox_api.hypervisor.destroy(1012, owner=OWNER)
+    proxmox.hypervisor.destroy(1012, owner=OWNER)
 
 
 def test_a_disk_that_the_guest_still_holds_is_not_detached(proxmox_api: ProxmoxBench) -> None:

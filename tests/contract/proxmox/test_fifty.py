@@ -75,19 +75,24 @@ def _story(ours: Installation, node: ProxmoxNode) -> None:
     assert [job.state for job in running] == [JobState.RUNNING] * COUNT
     with ours.world.store.read() as tx:
         boxes = sandboxes.live(tx)
-        ready = [each for each in events.after(tx, 0, limit=100_000) if "READY" in str(each.facts)]
+        told = events.after(tx, 0, limit=100_000)
     assert len({box.vmid for box in boxes}) == len({box.address for box in boxes}) == COUNT
-    assert len(ready) >= COUNT
+    ready = [
+        each.vmid for each in told if each.kind == "sandbox.state" and each.facts["to"] == "READY"
+    ]
+    assert sorted(ready) == sorted(box.vmid for box in boxes)
     assert not {box.vmid for box in boxes} & {1003, 1017, 1040}
     macs = Counter(str(vm.config["net0"]).split(",")[0] for vm in node.vms if vm.vmid in
                    {box.vmid for box in boxes})  # fmt: skip
     addresses = Counter(vm.config["ipconfig0"] for vm in node.vms if "ipconfig0" in vm.config)
     assert set(macs.values()) == set(addresses.values()) == {1}
+    print(f"\n{len(ready)} sandboxes READY; {len(set(ready))} VMIDs, {len(addresses)} addresses and "
+          f"{len(macs)} MACs, none of them shared")  # fmt: skip
     calls = dict(node.counts)
     total = sum(calls.values())
     changing = sum(count for (method, _), count in calls.items() if method != "GET")
     least = max(COUNT * LOCK + CLONE - LOCK, changing * REQUEST / WORKERS) + START + BOOT
-    print(f"\n{COUNT} sandboxes RUNNING after {took:.1f} s; the locks allow {least:.1f} s "
+    print(f"{COUNT} sandboxes RUNNING after {took:.1f} s; the locks allow {least:.1f} s "
           f"({took / least:.2f} x)")  # fmt: skip
     print(f"{total} calls, {total / COUNT:.1f} a sandbox, {changing / COUNT:.1f} of them changing; "
           f"at most {node.busiest} handled at once")  # fmt: skip

@@ -205,8 +205,10 @@ def test_without_root_on_the_node_nothing_is_done(yard: Yard) -> None:
 
 def test_a_file_that_is_no_image_is_named(yard: Yard) -> None:
     order = replace(yard.order(), image=lambda: yard.work / "nothing.qcow2")
+    seen = yard.vmids()
     with pytest.raises(Exception, match="non-existent or non-regular file"):
         yard.build(order)
+    assert yard.vmids() == seen, "the VM that was to get the disk is gone"
     assert yard.build() == max(yard.vmids())
 
 

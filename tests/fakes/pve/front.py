@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from aiohttp import web
 from fakepve import schema as pve_schema
@@ -51,7 +51,7 @@ class Fault:
     """`method` and `template` ("POST", "/nodes/{node}/qemu/{vmid}/clone") say which requests;
     `only`, given the path's and the request's own parameters, narrows that."""
 
-    kind: Literal["lose the reply", "no worker", "answer", "delay"]
+    kind: Literal["lose the reply", "hang up", "no worker", "answer", "delay"]
     method: str
     template: str
     times: int = 1
@@ -90,6 +90,10 @@ class Front:
         """The next matching requests are carried out, and their connection is cut instead of a
         reply.  `only=` narrows."""
         return self._add(Fault("lose the reply", method, template, times, **more))
+
+    def hang_up(self, method: str, template: str, times: int = 1, **more: Any) -> Fault:
+        """The next matching requests do nothing: their connection is cut instead."""
+        return self._add(Fault("hang up", method, template, times, **more))
 
     def refuse_worker(self, method: str, template: str, times: int = 1, **more: Any) -> Fault:
         """The next matching requests do nothing: 500 "got no worker upid"."""
@@ -210,6 +214,8 @@ class Front:
             return self._as_proxmox(error(500, NO_WORKER))
         if fault is not None and fault.kind == "answer":
             return self._as_proxmox(error(fault.status, fault.reason))
+        if fault is not None and fault.kind == "hang up":
+            self._cut(request)
         async with self._worker(request):
             try:
                 response = await handler(request)
@@ -219,12 +225,16 @@ class Front:
         if fault is not None and fault.kind == "delay":
             await self.pause(fault.secs)
         if fault is not None and fault.kind == "lose the reply":
-            if request.transport is not None:
-                request.transport.close()
-            raise ConnectionResetError("the reply is lost, as told")
+            self._cut(request)
         if response.status == 401:
             await self.pause(3)
         return self._as_proxmox(response)
+
+    @staticmethod
+    def _cut(request: web.Request) -> NoReturn:
+        if request.transport is not None:
+            request.transport.close()
+        raise ConnectionResetError("the connection is cut, as told")
 
     async def _fault_for(self, request: web.Request, match: Any) -> Fault | None:
         if match is None or not self.faults:

@@ -87,7 +87,7 @@ def serve(node: ProxmoxNode, directory: Path) -> Iterator[Served]:
             on_loop(settle())
             on_loop(_cut(node))
             on_loop(node.stop())
-            on_loop(asyncio.sleep(0.25))  # until the connections that were cut have closed
+            on_loop(asyncio.sleep(0.05))  # until the connections that were cut have closed
             on_loop(_end_all())
         finally:
             loop.call_soon_threadsafe(loop.stop)

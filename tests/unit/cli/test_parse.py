@@ -39,6 +39,14 @@ def test_flags_after_positionals_are_never_ignored() -> None:
     assert line.args.text("--out") == "d"
 
 
+def test_the_guides_order_of_flags_and_words_is_one_of_many() -> None:
+    for words in ("--ttl 2h 1003", "1003 --ttl 2h", "1003 --ttl=2h"):
+        line = parse(["sandbox", "lease", "renew", *words.split()])
+        assert line.command is not None
+        assert line.command.name == "sandbox lease renew"
+        assert (line.args.text("SANDBOX"), line.args.text("--ttl")) == ("1003", "2h")
+
+
 def test_value_may_begin_with_a_dash_and_words_may_follow_two() -> None:
     line = parse(["job", "run", "--task", "--json", "--repo=x", "--profile", "p"])
     assert line.args.text("--task") == "--json"
@@ -66,7 +74,20 @@ def test_value_may_begin_with_a_dash_and_words_may_follow_two() -> None:
         ("--timeout 5m --force", "--force needs a command", ""),
         ("completion tcsh", "unknown shell 'tcsh'", ""),
         ("daemon", "cannot run the daemon", "agentlab daemon"),
-        ("new --profile x", "unknown command 'new'", ""),
+        ("new", "cannot make a sandbox: --profile is missing", "sandbox new --help"),
+        ("new --profile x --vmid 0", "cannot read --vmid 0: must be 1 or more", ""),
+        ("new --profile x --ttl 0", "cannot read the duration '0'", "90s, 30m"),
+        ("new --profile x --ttl=-5m", "cannot read the duration '-5m'", "90s, 30m"),
+        ("new --profile x --ttl -5m", "cannot read the duration '-5m'", "90s, 30m"),
+        ("new --profile x --ttl 999999d", "cannot read the duration", "at most a year"),
+        ("new --profile x --ttl soon", "cannot read the duration 'soon'", "90s, 30m"),
+        ("sandbox lease renew 1003 --ttl 0s", "cannot read the duration '0s'", "90s, 30m"),
+        ("sandbox lease renw 1003", "unknown sandbox lease command 'renw'", "mean renew?"),
+        ("sandbox snapshot", "sandbox snapshot does nothing alone", "delete, list, restore, save"),
+        ("sandbox update 1003 --cores 0", "--cores 0: must be 1 or more", ""),
+        ("sandbox update 1003 --memory lots", "cannot read the size 'lots'", "512M"),
+        ("ls --state BOOTED", "unknown sandbox state 'BOOTED'", "did you mean BOOTING?"),
+        ("sandbox snapshot save 1003", "NAME is missing", "snapshot save --help"),
     ],
 )
 def test_wrong_lines_are_usage_errors(cli: Run, line: str, text: str, hint: str) -> None:
@@ -128,8 +149,11 @@ def test_an_option_means_the_same_kind_everywhere() -> None:
 
 def test_aliases_are_sandbox_verbs() -> None:
     assert {short: each.name for short, each in ALIASES.items()} == {
+        "new": "sandbox new",
         "ls": "sandbox list",
         "show": "sandbox show",
+        "start": "sandbox start",
+        "stop": "sandbox stop",
         "rm": "sandbox destroy",
     }
     line = parse(["--force", "rm", "1003"])
@@ -168,3 +192,19 @@ def test_docs_checks_and_writes(cli: Run, tmp_path: Path) -> None:
 
 def test_manual_names_every_exit_status() -> None:
     assert [code for code, _ in manual.EXIT_CODES] == [0, 1, 2, 3, 4, 5, 6, 130]
+
+
+def test_what_follows_the_dashes_is_taken_as_it_is() -> None:
+    words = ["ls", "-la", "--json", "--", "-x", ""]
+    line = parse(["sandbox", "exec", "--user", "root", "-i", "1003", "--", *words])
+    assert line.args.many("COMMAND") == words
+    assert (line.args.text("SANDBOX"), line.args.text("--user")) == ("1003", "root")
+    assert line.args.flag("--stdin")
+    assert not line.args.flag("--json")
+    assert parse(["sandbox", "exec", "1003", "ls"]).args.many("COMMAND") == ["ls"]
+    with pytest.raises(Usage, match="-la"):
+        parse(["sandbox", "exec", "1003", "ls", "-la"])
+    with pytest.raises(Usage, match="COMMAND is missing"):
+        parse(["sandbox", "exec", "1003", "--"])
+    assert line.command is not None
+    assert manual.synopsis(line.command) == "sandbox exec SANDBOX [FLAGS] -- COMMAND…"

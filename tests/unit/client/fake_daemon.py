@@ -22,7 +22,7 @@ from typing import Any
 from agentlab.api import messages as m
 from agentlab.api.codec import from_plain, parse_document, render_document
 from agentlab.api.table import ENDPOINTS, Endpoint, Raw
-from agentlab.errors import AgentLabError, Conflict, Invalid, NotFound
+from agentlab.errors import AgentLabError, Conflict, Invalid, InvalidTransition, NotFound
 from agentlab.model.ids import unknown
 
 STATUS = m.Status(
@@ -51,12 +51,15 @@ def job_view(name: str = "j1", state: str = "QUEUED", **changes: Any) -> m.JobVi
     return dataclasses.replace(job, **changes)
 
 
-def sandbox_view(vmid: int = 1003, state: str = "READY") -> m.SandboxView:
-    return m.SandboxView(
-        vmid=vmid, name=f"job-{vmid}", state=state, profile="demo", address="10.77.0.5",
-        mac="52:54:00:00:00:01", network="nat", job="j1", power="on", created=1.0, changed=2.0,
-        lease_until=0.0, reason="", allowed=["destroy"],
+def sandbox_view(vmid: int = 1003, state: str = "READY", **changes: Any) -> m.SandboxView:
+    power = "stopped" if state == "STOPPED" else "paused" if state == "SUSPENDED" else "running"
+    sandbox = m.SandboxView(
+        vmid=vmid, name=f"box-{vmid}", state=state, profile="demo", address="10.77.0.5",
+        mac="52:54:00:00:00:01", network="nat", job="", power=power, created=1.0, changed=2.0,
+        lease_until=0.0, reason="", allowed=["destroy"], template="debian-12", cores=2,
+        memory=2048, disk=8192, ttl=3600.0,
     )  # fmt: skip
+    return dataclasses.replace(sandbox, **changes)
 
 
 @dataclasses.dataclass
@@ -67,6 +70,11 @@ class World:
     keys: dict[str, str] = dataclasses.field(default_factory=dict)
     requests: list[m.JobRequest] = dataclasses.field(default_factory=list)
     sandboxes: dict[str, m.SandboxView] = dataclasses.field(default_factory=dict)
+    snapshots: list[str] = dataclasses.field(default_factory=lambda: ["clean"])
+    asked: list[object] = dataclasses.field(default_factory=list)  # documents about sandboxes
+    fails: dict[str, str] = dataclasses.field(default_factory=dict)  # operations, and of what
+    machines: list[m.MachineView] = dataclasses.field(default_factory=list)
+    drifts: m.DriftList = dataclasses.field(default_factory=lambda: m.DriftList([], True))
     operations: dict[str, m.OperationView] = dataclasses.field(default_factory=dict)
     events: list[m.EventView] = dataclasses.field(default_factory=list)
     bundles: dict[str, bytes] = dataclasses.field(default_factory=dict)
@@ -76,6 +84,9 @@ class World:
     checks: list[m.CheckView] = dataclasses.field(
         default_factory=lambda: [m.CheckView("kvm", "ok", "/dev/kvm is there", "")]
     )
+    programs: dict[str, m.ExecRequest] = dataclasses.field(default_factory=dict)
+    input: bytes = b""
+    fed: set[str] = dataclasses.field(default_factory=set)
     log: bytes = b""
     log_final: bool = False
     created: Callable[[str], None] = lambda _job: None
@@ -185,23 +196,188 @@ class Handlers:
         events = found()
         return m.EventList(events, events[-1].seq if events else after)
 
+    def sandbox_create(
+        self, request: m.SandboxRequest, _p: Any, _q: Any, headers: Any
+    ) -> m.OperationView:
+        if request.profile != "demo":
+            raise unknown("profile", request.profile, ["demo"])
+        if request.name in [each.name for each in self.w.sandboxes.values()]:
+            raise Conflict(f"cannot make sandbox {request.name}: there is one of that name already")
+        operation = self._once(headers, lambda: self._made(request))
+        return dataclasses.replace(operation, vmid=0)  # as long as nothing is allotted
+
+    def _made(self, request: m.SandboxRequest) -> m.OperationView:
+        self.w.asked.append(request)
+        vmid = request.vmid or 1010
+        state = "RUNNING" if request.keepalive else "READY"
+        name = request.name or f"demo-{vmid}"
+        self.w.sandboxes[str(vmid)] = sandbox_view(
+            vmid, state, name=name, labels=request.labels, lease_until=time.time() + 3600.0
+        )
+        return self._operation("sandbox.create", vmid=vmid)
+
+    def _once(self, headers: Any, act: Callable[[], m.OperationView]) -> m.OperationView:
+        """Acts, but gives the same operation to the same key."""
+        key = headers["Idempotency-Key"]
+        assert key
+        if key not in self.w.keys:
+            self.w.keys[key] = act().id
+        ended = self.w.operations[self.w.keys[key]]
+        return dataclasses.replace(ended, state="doing", final=False, error="")
+
+    def sandbox_validate(self, request: m.SandboxRequest, *_: Any) -> m.PlanView:
+        self.w.asked.append(request)
+        return dataclasses.replace(PLAN, command="", after="")
+
     def sandbox_list(self, _r: Any, _p: Any, query: dict[str, str], _h: Any) -> m.SandboxList:
-        assert query in ({}, {"all": "1"})
+        self.w.asked.append(query)
         return m.SandboxList(list(self.w.sandboxes.values()))
 
     def sandbox_show(self, _r: Any, path: dict[str, str], *_: Any) -> m.SandboxView:
-        if path["vmid"] not in self.w.sandboxes:
-            raise unknown("sandbox", path["vmid"], self.w.sandboxes)
-        return self.w.sandboxes[path["vmid"]]
+        for vmid, each in self.w.sandboxes.items():
+            if path["vmid"] in (vmid, each.name):
+                return each
+        raise unknown("sandbox", path["vmid"], self.w.sandboxes)
+
+    def sandbox_update(
+        self, request: m.UpdateRequest, path: dict[str, str], *_: Any
+    ) -> m.SandboxView:
+        self.w.asked.append(request)
+        return self.sandbox_show(None, path)
+
+    def sandbox_renew(
+        self, request: m.RenewRequest, path: dict[str, str], *_: Any
+    ) -> m.SandboxView:
+        self.w.asked.append(request)
+        each = self.sandbox_show(None, path)
+        if each.state != "RUNNING":
+            raise InvalidTransition(
+                f"sandbox lease not renewable: sandbox {each.vmid} is {each.state}, and only "
+                "RUNNING supports it", hint=f"agentlab sandbox exec {each.vmid} -- true",
+            )  # fmt: skip
+        return dataclasses.replace(each, lease_until=time.time() + 7200.5)
+
+    def sandbox_start(self, *call: Any) -> m.OperationView:
+        return self._verb("start", ("STOPPED",), "READY", *call)
+
+    def sandbox_stop(self, *call: Any) -> m.OperationView:
+        return self._verb("stop", ("READY", "RUNNING", "SUSPENDED"), "STOPPED", *call)
+
+    def sandbox_pause(self, *call: Any) -> m.OperationView:
+        return self._verb("pause", ("READY", "RUNNING"), "SUSPENDED", *call)
+
+    def sandbox_resume(self, *call: Any) -> m.OperationView:
+        return self._verb("resume", ("SUSPENDED",), "READY", *call)
+
+    def sandbox_revert(self, *call: Any) -> m.OperationView:
+        return self._verb("revert", ("READY", "RUNNING", "STOPPED"), "READY", *call)
+
+    def snapshot_restore(self, *call: Any) -> m.OperationView:
+        self.w.asked.append(call[1]["name"])
+        return self._verb("revert", ("READY", "STOPPED"), "STOPPED", *call)
+
+    def snapshot_list(self, _r: Any, path: dict[str, str], *_: Any) -> m.SnapshotList:
+        self.sandbox_show(None, path)
+        return m.SnapshotList(self.w.snapshots)
+
+    def snapshot_save(self, *call: Any) -> m.OperationView:
+        if call[0].name in self.w.snapshots:
+            raise Conflict(f"cannot take snapshot {call[0].name} of sandbox 1003: there is one")
+        return self._verb("take a snapshot of", ("STOPPED",), "STOPPED", *call)
+
+    def snapshot_delete(self, *call: Any) -> m.OperationView:
+        if call[1]["name"] == "clean":
+            raise Conflict("cannot delete snapshot clean: revert goes back to it")
+        self.w.asked.append(call[1]["name"])
+        return self._verb("delete a snapshot of", ("STOPPED",), "STOPPED", *call)
+
+    def _verb(
+        self, verb: str, sources: tuple[str, ...], target: str,
+        request: object, path: dict[str, str], _q: Any, headers: Any,
+    ) -> m.OperationView:  # fmt: skip
+        each = self.sandbox_show(None, path)
+        kind = f"sandbox.{verb.split(maxsplit=1)[0]}"
+
+        def act() -> m.OperationView:
+            if each.state not in sources:
+                raise InvalidTransition(
+                    f"cannot {verb} sandbox {each.vmid}: it is {each.state}", hint="start it"
+                )
+            self.w.asked.append(request)
+            if kind not in self.w.fails:
+                power = sandbox_view(state=target).power
+                changed = dataclasses.replace(each, state=target, power=power)
+                self.w.sandboxes[str(each.vmid)] = changed
+            return self._operation(kind, vmid=each.vmid)
+
+        return self._once(headers, act)
 
     def sandbox_destroy(
-        self, request: m.DestroyRequest, path: dict[str, str], *_: Any
+        self, request: m.DestroyRequest, path: dict[str, str], _q: Any, headers: Any
     ) -> m.OperationView:
-        sandbox = self.sandbox_show(None, path)
-        if sandbox.state == "RUNNING" and not request.force:
+        each = self.sandbox_show(None, path)
+        if each.state == "RUNNING" and not request.force:
             raise Conflict("it is RUNNING", hint="use --force")
-        self.w.sandboxes[path["vmid"]] = sandbox_view(sandbox.vmid, "DESTROYED")
-        return self._operation("sandbox.destroy")
+
+        def act() -> m.OperationView:
+            self.w.sandboxes[path["vmid"]] = sandbox_view(each.vmid, "DESTROYED")
+            return self._operation("sandbox.destroy", vmid=each.vmid)
+
+        return self._once(headers, act)
+
+    def sandbox_prune(self, *_: Any) -> m.PruneView:
+        gone = [
+            each for each in self.w.sandboxes.values()
+            if each.state == "TIMEOUT" and each.power == "absent"
+        ]  # fmt: skip
+        kept = [
+            each.vmid for each in self.w.sandboxes.values()
+            if each.state == "TIMEOUT" and each.power != "absent"
+        ]  # fmt: skip
+        for each in gone:
+            del self.w.sandboxes[str(each.vmid)]
+        return m.PruneView(gone, kept)
+
+    def inventory(self, *_: Any) -> m.Inventory:
+        return m.Inventory(self.w.machines)
+
+    def reconcile_look(self, *_: Any) -> m.DriftList:
+        return self.w.drifts
+
+    def reconcile_apply(self, *_: Any) -> m.DriftList:
+        drifts = []
+        for each in self.w.drifts.drifts:
+            operation = ""
+            if each.mend:
+                operation = self._operation(f"mend-{each.vmid}", vmid=each.vmid).id
+            drifts.append(dataclasses.replace(each, operation=operation))
+        return dataclasses.replace(self.w.drifts, drifts=drifts)
+
+    def exec_start(self, request: m.ExecRequest, path: dict[str, str], *_: Any) -> m.ExecOutput:
+        """Programs here end as soon as they have all their input, and say nothing."""
+        self.sandbox_show(None, path)
+        self.w.programs[request.id] = request
+        return self._heard(None if request.input else 0)
+
+    def exec_output(self, _r: Any, path: dict[str, str], query: dict[str, str], _h: Any) -> object:
+        _until(lambda: path["id"] in self.w.fed, query)
+        return self._heard(0 if path["id"] in self.w.fed else None)
+
+    def exec_input(
+        self, data: bytes, path: dict[str, str], query: dict[str, str], _h: Any
+    ) -> m.ExecInput:
+        assert int(query["offset"]) == len(self.w.input)
+        self.w.input += data
+        if query["last"] == "1":
+            self.w.fed.add(path["id"])
+        return m.ExecInput("taken")
+
+    def exec_end(self, _r: Any, path: dict[str, str], *_: Any) -> m.ExecEnd:
+        self.w.programs.pop(path["id"], None)
+        return m.ExecEnd(0)
+
+    def _heard(self, status: int | None) -> m.ExecOutput:
+        return m.ExecOutput(0, 0, status, False, False, False, "", "")
 
     def profile_list(self, *_: Any) -> m.ProfileList:
         return m.ProfileList([PROFILE, m.ProfileView("bad", "/p/bad.yaml", "no template")])
@@ -228,14 +404,15 @@ class Handlers:
     def operation_show(self, _r: Any, path: dict[str, str], *_: Any) -> m.OperationView:
         return self.w.operations[path["id"]]
 
-    def _operation(self, kind: str, *, failed: bool = False) -> m.OperationView:
-        name = "op-" + kind
-        self.w.event("step.doing", step="make", job=kind)
-        self.w.event("step.done", step="make", seconds=0.5, job=kind)
-        doing = m.OperationView(name, kind, "s", "doing", "make", False, "", "", "")
-        error = "the disk is full" if failed else ""
+    def _operation(self, kind: str, *, failed: bool = False, vmid: int = 0) -> m.OperationView:
+        """An operation that has ended by the time that somebody looks again."""
+        name = f"op-{kind}-{vmid}" if vmid else f"op-{kind}"
+        self.w.event("step.doing", step="make", job=name[3:])
+        self.w.event("step.done", step="make", seconds=0.5, job=name[3:])
+        doing = m.OperationView(name, kind, "s", "doing", "make", False, "", "", "", vmid)
+        error = "the disk is full" if failed else self.w.fails.get(kind, "")
         self.w.operations[name] = dataclasses.replace(
-            doing, state="failed" if failed else "done", final=True, error=error
+            doing, state="failed" if error else "done", final=True, error=error
         )
         return doing
 

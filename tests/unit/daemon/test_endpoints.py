@@ -258,8 +258,10 @@ def test_a_sandbox_is_destroyed(bench: Bench) -> None:
     reply = bench.ask("POST", f"{path}/destroy", {"force": True})
     assert reply.status == 202
     assert bench.until(guest.job, JobState.CANCELLED, JobState.FAILED)
-    done = bench.ask("GET", f"/v1/operations/{reply.document['id']}").document
-    assert done["final"] is True
+    until = time.monotonic() + 10
+    while not bench.ask("GET", f"/v1/operations/{reply.document['id']}").document["final"]:
+        assert time.monotonic() < until
+        time.sleep(0.05)
     assert bench.ask("GET", "/v1/sandboxes").document == {"sandboxes": []}
     (gone,) = bench.ask("GET", "/v1/sandboxes?all=1").document["sandboxes"]  # type: ignore[misc]
     assert (gone["state"], gone["power"], gone["allowed"]) == ("DESTROYED", "absent", [])

@@ -91,12 +91,15 @@ def test_without_a_session(bench: Bench) -> None:
 def test_heartbeats_tell_of_stages_once_and_of_cancelling(bench: Bench) -> None:
     guest = bench.running().claimed()
     for stage in ("checkout", "agent", "checkout", "agent", "bootstrap", "agent"):
-        assert guest.ask("POST", "heartbeat", {"stage": stage}).document == {"cancel": False}
+        answer = guest.ask("POST", "heartbeat", {"stage": stage}).document
+        assert answer["cancel"] is False
+        # the profile's hour, less the two minutes for handing back
+        assert 3400 < answer["time_left"] <= 3480
     told = [event.facts["stage"] for event in bench.events("job.stage")]
     assert told == ["checkout", "agent"]
     assert guest.ask("POST", "heartbeat", {"stage": "lunch"}).status == 400
     bench.ask("POST", f"/v1/jobs/{guest.job.id}/cancel")
-    assert guest.ask("POST", "heartbeat", {"stage": "agent"}).document == {"cancel": True}
+    assert guest.ask("POST", "heartbeat", {"stage": "agent"}).document["cancel"] is True
 
 
 def test_the_log_grows_at_its_end_only(bench: Bench) -> None:

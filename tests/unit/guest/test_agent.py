@@ -33,6 +33,19 @@ def test_agent_past_its_time_limit_gets_sigterm_and_hands_back(world: World) -> 
     assert "untracked.tar.gz" in world.daemon.artifacts
 
 
+def test_a_renewed_lease_gives_the_agent_more_time(world: World) -> None:
+    world.daemon.left = 60.0
+    report = world.run("sleep 2; echo through", time_limit=1)
+    assert (report["status"], report["exit_code"]) == ("completed", 0)
+    assert bytes(world.daemon.log) == b"through\n"
+
+
+def test_a_lease_that_was_made_shorter_ends_the_agent_earlier(world: World) -> None:
+    world.daemon.left = 0.0
+    report = world.run("sleep 30 & wait", time_limit=60)
+    assert report["status"] == "timeout"
+
+
 def test_agent_that_ignores_sigterm_is_killed(world: World) -> None:
     report = world.run("trap '' TERM; while :; do sleep 0.1; done", time_limit=1)
     assert (report["status"], report["signal"]) == ("timeout", 9)

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentlab.errors import Invalid, InvalidTransition
-from agentlab.model.ids import new_id, parse_duration, parse_size, render_duration
+from agentlab.model.ids import new_id
 from agentlab.model.job import JOB
 from agentlab.model.machine import StateMachine
 from agentlab.model.sandbox import SANDBOX, SandboxEvent, SandboxState
+from agentlab.units import parse_duration, parse_size, render_duration
 
 
 @pytest.mark.parametrize("machine", [JOB, SANDBOX], ids=["job", "sandbox"])

@@ -4,95 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
-from agentlab import clock, config
+from agentlab import clock
 from agentlab.control.deadlines import Deadlines
+from agentlab.control.leases import Leases
 from agentlab.control.retention import sweep
-from agentlab.engine.runner import Runner
 from agentlab.errors import Conflict, Denied, Invalid, NotFound, Unavailable
 from agentlab.hypervisor.base import Machine, Power
-from agentlab.model.job import JOB, Job, JobSpec, JobState, Repo
+from agentlab.model.job import JobState
 from agentlab.model.sandbox import SandboxState
-from agentlab.operations import job_run, kinds, requests
-from agentlab.operations.context import World
-from agentlab.secret import Secret
+from agentlab.operations import job_run, requests
 from agentlab.store import jobs, sandboxes, tokens
-from agentlab.store.db import Store
-from tests.fakes.fence import FakeFence
-from tests.fakes.hypervisor import FakeHypervisor
+from tests.unit.operations.bench import SPEC, Bench, bench
 
-SPEC = JobSpec(Repo(url="https://example.org/x.git"), "do it", "demo")
-
-
-@dataclass
-class Bench:
-    world: World
-    runner: Runner
-    hypervisor: FakeHypervisor
-    fence: FakeFence
-
-    def create(self, spec: JobSpec = SPEC, key: str = "") -> Job:
-        return requests.create_job(self.world, self.runner, spec, key)
-
-    def until(self, job: Job, *states: JobState) -> Job:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            seen = self.world.store.commits
-            with self.world.store.read() as tx:
-                found = jobs.get(tx, job.id)
-            if found.state in states and found.settled == JOB.final(found.state):
-                return found
-            self.world.store.wait(seen, 0.2)
-        raise AssertionError(f"{found} is not in {states}")
-
-    def report(self, job: Job, status: str = "completed", message: str = "") -> None:
-        """Plays the runner: claims, then reports."""
-        token = self.world.token(job.id).fingerprint
-        with self.world.store.write() as tx:
-            tokens.spend(tx, token, "session-" + job.id)
-            jobs.set_report(tx, job.id, {"status": status, "stage": "agent", "message": message})
-        self.runner.wake(job.operation)
-
-    def state(self, job: Job) -> SandboxState:
-        with self.world.store.read() as tx:
-            return sandboxes.get(tx, jobs.get(tx, job.id).vmid).state
-
-    def clean(self) -> bool:
-        with self.world.store.read() as tx:
-            rows = [
-                tx.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("subject", "token")
-            ]
-        return not self.hypervisor.machines and not self.fence.members and rows == [0, 0]
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    profiles = tmp_path / "profiles"
-    profiles.mkdir()
-    for after in ("destroy", "stop", "keep"):
-        name = "demo" if after == "destroy" else after
-        text = f"after: {after}\nnetwork: off\nagent: {{command: 'true'}}\n"
-        (profiles / f"{name}.yaml").write_text(text)
-    settings = config.parse(
-        f"data_dir: {tmp_path}\nprofiles_dir: {profiles}\nvmid_range: [1000, 1004]\n",
-        tmp_path / "config.yaml",
-    )
-    hypervisor, fence = FakeHypervisor(), FakeFence()
-    store = Store(tmp_path / "agentlab.db")
-    world = World(
-        config=settings, store=store, hypervisor=hypervisor, fence=fence,  # type: ignore[arg-type]
-        build_template=lambda name, on_step: None, installation="lab", key=Secret("k" * 43),
-    )  # fmt: skip
-    runner = Runner(store, kinds(world), workers=4)
-    runner.start()
-    yield Bench(world, runner, hypervisor, fence)
-    runner.stop(5)
-    store.close()
+__all__ = ["bench"]  # the fixture
 
 
 def test_a_job_runs_to_its_end_and_leaves_nothing(bench: Bench) -> None:
@@ -227,10 +155,7 @@ def test_a_profile_may_keep_its_sandbox(bench: Bench, after: str) -> None:
     assert bench.state(job) is states[after]
     with bench.world.store.read() as tx:
         vmid = sandboxes.live(tx)[0].vmid
-    requests.destroy_sandbox(bench.world, bench.runner, str(vmid), force=False)
-    deadline = time.monotonic() + 10
-    while not bench.clean() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    assert bench.ended(bench.destroy(vmid)).state == "done"
     assert bench.clean()
 
 
@@ -238,8 +163,8 @@ def test_destroy_is_refused_while_a_job_runs_unless_forced(bench: Bench) -> None
     job = bench.create()
     vmid = str(bench.until(job, JobState.RUNNING).vmid)
     with pytest.raises(Conflict, match="failed to destroy sandbox"):
-        requests.destroy_sandbox(bench.world, bench.runner, vmid, force=False)
-    requests.destroy_sandbox(bench.world, bench.runner, vmid, force=True)
+        bench.destroy(vmid)
+    assert bench.ended(bench.destroy(vmid, force=True)).state == "done"
     bench.until(job, JobState.CANCELLED)
     assert bench.clean()
 
@@ -338,17 +263,18 @@ def test_a_clock_that_is_set_ends_no_job(bench: Bench, monkeypatch: pytest.Monke
         assert jobs.get(tx, job.id).state is JobState.RUNNING
 
 
-def test_a_kept_sandbox_goes_at_the_end_of_its_lease(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kept_sandbox_goes_at_the_end_of_its_lease(bench: Bench) -> None:
     job = bench.create(replace(SPEC, profile="keep"))
     bench.until(job, JobState.RUNNING)
     bench.report(job)
     bench.until(job, JobState.COMPLETED)
-    Deadlines(bench.world, bench.runner, start=0).check()
+    leases = Leases(bench.world, bench.runner)
+    leases.check()
+    leases.check()
     assert len(bench.hypervisor.machines) == 1
-    _past(monkeypatch, 86400)
-    Deadlines(bench.world, bench.runner, start=0).check()
+    with bench.world.store.write() as tx:
+        sandboxes.set_lease(tx, bench.job(job).vmid, clock.now() - 1)
+    leases.check()
     deadline = time.monotonic() + 5
     while not bench.clean() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -12,7 +12,7 @@ from agentlab.hypervisor.base import Power
 from agentlab.model.job import JobState
 from agentlab.operations.glance import Glance
 from tests.fakes.hypervisor import FakeHypervisor
-from tests.unit.operations.test_job_run import Bench, bench
+from tests.unit.operations.bench import Bench, bench
 
 __all__ = ["bench"]  # the fixture
 

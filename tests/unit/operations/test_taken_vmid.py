@@ -15,7 +15,7 @@ from agentlab.model.job import JobState
 from agentlab.model.sandbox import SandboxState
 from agentlab.operations import kinds, provision
 from agentlab.store import events, jobs, operations, sandboxes
-from tests.unit.operations.test_job_run import Bench, bench
+from tests.unit.operations.bench import Bench, bench
 
 __all__ = ["bench"]  # the fixture
 

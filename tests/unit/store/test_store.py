@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 import threading
@@ -109,6 +110,35 @@ def test_a_migration_that_fails_changes_nothing(
         )
         assert connection.execute("PRAGMA user_version").fetchone()[0] == len(bad) - 1
     assert (tmp_path / f"a.db.before-{len(bad):04}").exists()
+
+
+def test_sandboxes_of_an_older_file_keep_what_they_were_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = migrations()[:1]
+    with monkeypatch.context() as older:
+        older.setattr("agentlab.store.migrate.migrations", lambda: first)
+        Store(tmp_path / "a.db").close()
+    plan = {"template": "debian-12", "cores": 3, "memory": 768, "disk": 4096, "ttl": 1800}
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        connection.execute(
+            "INSERT INTO operation (id, kind, subject, input, job, vmid, state, created, changed)"
+            " VALUES ('o', 'job.run', 'job:j', ?, 'j', 1000, 'doing', 1, 1)",
+            (json.dumps({"plan": plan}),),
+        )
+        for vmid, job, state in ((1000, "j", "RUNNING"), (1001, "gone", "STOPPED")):
+            connection.execute(
+                "INSERT INTO sandbox (vmid, name, profile, state, address, mac, tap, network, job,"
+                " created, changed) VALUES (?, ?, 'demo', ?, ?, ?, 't', 'off', ?, 1, 1)",
+                (vmid, f"n{vmid}", state, f"10.77.0.{vmid - 990}", f"m{vmid}", job),
+            )
+    store = Store(tmp_path / "a.db")
+    with store.read() as tx:
+        known, unknown = sandboxes.live(tx)
+    store.close()
+    assert (known.cores, known.memory, known.disk, known.ttl) == (3, 768, 4096, 1800)
+    assert (known.template, known.used) == ("debian-12", True)
+    assert (unknown.cores, unknown.template, unknown.used) == (1, "", False)
 
 
 @pytest.mark.parametrize(("table", "machine"), [("job", JOB), ("sandbox", SANDBOX)])

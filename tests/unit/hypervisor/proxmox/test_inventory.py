@@ -99,13 +99,20 @@ def test_without_a_name_nobody_has_looked_at_it_yet() -> None:
 
 @pytest.mark.parametrize(
     "rights",
-    [{}, {"/vms/1012": {"VM.Audit": 1}}, {"/vms": {"VM.Clone": 1}}, {"/": {"VM.Audit": 0}}, []],
+    [{}, {"/vms/1012": {"VM.Audit": 1}}, {"/vms": {"VM.Clone": 1}}, {"/": {"VM.Audit": 0}}],
 )
 def test_a_list_that_our_rights_make_shorter_is_not_given(rights: object) -> None:
     found, transport = inventory(
         {"GET /access/permissions": [rights], "GET /cluster/resources": [[]]}
     )
     with pytest.raises(Denied, match=r"VM\.Audit on /vms"):
+        found.machines()
+    assert not transport.asked("GET", "/cluster/resources")
+
+
+def test_rights_that_cannot_be_read_give_no_list() -> None:
+    found, transport = inventory({"GET /access/permissions": [[]]})
+    with pytest.raises(Unavailable, match="rights"):
         found.machines()
     assert not transport.asked("GET", "/cluster/resources")
 

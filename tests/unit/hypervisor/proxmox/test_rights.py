@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agentlab.errors import Unavailable
+from agentlab.errors import Denied, Unavailable
 from agentlab.hypervisor.base import MachineSpec, Nic
 from agentlab.hypervisor.proxmox.driver import ProxmoxHypervisor
 from agentlab.hypervisor.proxmox.node import NodeTools
@@ -234,4 +234,32 @@ def test_the_rights_of_the_table_are_enough_for_a_machines_whole_life(tmp_path: 
         driver.rollback(1000, "clean", owner="lab")
         driver.destroy(1000, owner="lab")
         assert driver.status(1000) is None
+        transport.close()
+
+
+def test_volumes_that_a_token_may_not_see_are_not_gone(tmp_path: Path) -> None:
+    """A volume's number is no machine's, so that rights on a pool do not reach it."""
+    node = ProxmoxNode(version="9.0.3")
+    value = "01234567-89ab-cdef-0123-456789abcdef"
+    node.apitokens[TOKEN] = value
+    node.pools["lab"] = set()
+    for path, held in all_of(POOL, 9).items():
+        node.grant(TOKEN, path, *held)
+    with serve(node, tmp_path) as served:
+        transport = RestTransport(served.url, Secret(f"{TOKEN}={value}"), Tls(served.ca))
+        settings = Settings("pve", "vmbr0", range(1000, 1010), pool="lab")
+        driver = ProxmoxHypervisor(transport, settings, NodeTools(""))
+        volid = driver.allot(990000, 64, storage="local", owner="lab")
+        with pytest.raises(Denied, match=r"lacks Datastore\.Allocate on /storage/local"):
+            driver.volumes(owner="lab")
+        for path, privilege in (
+            ("/vms", "VM.Config.Disk"),
+            ("/storage/local", "Datastore.Allocate"),
+        ):
+            with served.paused() as paused:
+                acl = dict(paused.acl)
+                paused.grant(TOKEN, path, privilege)
+            assert [each.volid for each in driver.volumes(owner="lab")] == [volid]
+            with served.paused() as paused:
+                paused.acl = acl
         transport.close()

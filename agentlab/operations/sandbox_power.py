@@ -1,0 +1,126 @@
+"""`sandbox.start`, `stop`, `pause` and `resume`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agentlab.engine.step import Call, Operation, Output, Result, Step
+from agentlab.errors import Conflict, NotFound
+from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxEvent
+from agentlab.operations import admit
+from agentlab.operations.boot import Boot, handed_over, is_off, unfence
+from agentlab.operations.context import World
+from agentlab.operations.turn import turn
+from agentlab.store import sandboxes
+from agentlab.store.db import Tx
+from agentlab.store.operations import OperationRow
+
+START, STOP, PAUSE, RESUME = "sandbox.start", "sandbox.stop", "sandbox.pause", "sandbox.resume"
+EVENTS = {
+    START: SandboxEvent.START,
+    STOP: SandboxEvent.STOP,
+    PAUSE: SandboxEvent.PAUSE,
+    RESUME: SandboxEvent.RESUME,
+}
+_GUEST = 30.0  # seconds that a guest is given to power off by itself
+_QUICK = 120.0
+_ADMIT = 7000.0
+
+
+def may(_: Tx, sandbox: Sandbox, operation: OperationRow) -> Mapping[str, object]:
+    """InvalidTransition unless the state table has this operation's edge from here."""
+    SANDBOX.next(sandbox.state, EVENTS[operation.kind])
+    return {}
+
+
+def start(world: World) -> Operation:
+    """From STOPPED to READY, with a lease that begins anew: whatever was left of it was not used."""
+    boot = Boot(world)
+
+    def let_in(call: Call) -> Result:
+        queue = call.operation.input.get("queue") is not False
+        return admit.admit(call, world.config.limits, SandboxEvent.START, queue=queue)
+
+    def back(call: Call) -> Result:
+        vmid, why = call.operation.vmid, call.operation.error
+        return lambda tx: is_off(tx, vmid, call.operation.id, f"could not start: {why}")
+
+    return Operation(
+        START,
+        [
+            turn(may),
+            Step(admit.STEP, let_in, _ADMIT, undo=back),
+            boot.configuring(),
+            *boot.starting(),
+            boot.awaiting(handed_over),
+        ],
+    )
+
+
+def stop(world: World) -> Operation:
+    """The guest is asked to power off, and loses its power when it does not in time."""
+
+    def shutdown(call: Call) -> Result:
+        halt(world, call.operation.vmid)
+        return None
+
+    def off(call: Call) -> Result:
+        vmid = call.operation.vmid
+        unfence(world, vmid)
+        reason = str(call.operation.input.get("reason", ""))
+        return lambda tx: is_off(tx, vmid, call.operation.id, reason)
+
+    slow = Boot(world).slow(_GUEST + _QUICK)
+    return Operation(STOP, [turn(may), Step("shutdown", shutdown, slow), Step("off", off, _QUICK)])
+
+
+def halt(world: World, vmid: int) -> None:
+    """Takes a machine's power, by way of its guest where that answers; Conflict when it is gone."""
+    hypervisor, owner = world.hypervisor, world.installation
+    patience = Boot(world).slow(_GUEST)()
+    try:
+        machine = hypervisor.status(vmid)
+        if machine is None:
+            raise NotFound(f"no VM {vmid}")
+        if machine.power == "paused":  # a guest that stands still cannot power off
+            hypervisor.resume(vmid, owner=owner)
+        if not hypervisor.shutdown(vmid, owner=owner, timeout=patience):
+            hypervisor.stop(vmid, owner=owner)
+    except NotFound as gone:
+        raise Conflict(
+            f"cannot stop sandbox {vmid}: its VM is gone",
+            hint=f"agentlab sandbox destroy --force {vmid}",
+        ) from gone
+
+
+def pause(world: World) -> Operation:
+    """Its virtual CPUs stand still; memory, address, rules and lease stay as they are."""
+
+    def act(call: Call) -> Result:
+        vmid = call.operation.vmid
+        world.hypervisor.pause(vmid, owner=world.installation)
+        return lambda tx: _moved(tx, vmid, SandboxEvent.PAUSE, call.operation.id)
+
+    return Operation(PAUSE, [turn(may), Step("pause", act, _QUICK)])
+
+
+def resume(world: World) -> Operation:
+    """Back to what it was: RUNNING when somebody had been in it, else READY."""
+
+    def act(call: Call) -> Result:
+        vmid = call.operation.vmid
+        world.hypervisor.resume(vmid, owner=world.installation)
+
+        def write(tx: Tx) -> Output:
+            used = sandboxes.get(tx, vmid).used
+            event = SandboxEvent.RESUME_RUNNING if used else SandboxEvent.RESUME
+            return _moved(tx, vmid, event, call.operation.id)
+
+        return write
+
+    return Operation(RESUME, [turn(may), Step("resume", act, _QUICK)])
+
+
+def _moved(tx: Tx, vmid: int, event: SandboxEvent, operation: str) -> Output:
+    sandboxes.transition(tx, vmid, event, operation=operation)
+    return {}

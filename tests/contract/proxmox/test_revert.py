@@ -1,0 +1,108 @@
+"""`sandbox revert` on Proxmox: the root disk goes back, the work disk is where and what it was."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from agentlab.model.sandbox import Sandbox, SandboxSpec, SandboxState
+from agentlab.operations import sandbox_requests
+from agentlab.operations.sandbox_power import STOP
+from agentlab.store import operations, sandboxes
+from agentlab.store.operations import OperationRow
+from tests.contract.bench import ProxmoxBench
+from tests.contract.proxmox.installation import OWNER, Installation, installation
+
+
+def _ended(ours: Installation, operation: str) -> OperationRow:
+    until = time.monotonic() + 60
+    while True:
+        with ours.world.store.read() as tx:
+            found = operations.get(tx, operation)
+        if found.final:
+            return found
+        assert time.monotonic() < until, found
+        time.sleep(0.02)
+
+
+def _new(ours: Installation) -> Sandbox:
+    made = _ended(
+        ours, sandbox_requests.create(ours.world, ours.runner, SandboxSpec("demo", name="box"), "")
+    )
+    assert made.state == "done", made
+    return _box(ours)
+
+
+def _box(ours: Installation) -> Sandbox:
+    with ours.world.store.read() as tx:
+        return sandboxes.get_live(tx, "box")
+
+
+def _revert(ours: Installation, **given: object) -> OperationRow:
+    asked = sandbox_requests.revert(ours.world, ours.runner, "box", "", **given)  # type: ignore[arg-type]
+    return _ended(ours, asked)
+
+
+def _save(ours: Installation, name: str) -> OperationRow:
+    return _ended(ours, sandbox_requests.save_snapshot(ours.world, ours.runner, "box", "", name))
+
+
+def _on_tank(ours: Installation, bench: ProxmoxBench) -> None:
+    """From now on sandboxes are made on a ZFS pool."""
+    with bench.served.paused() as node:
+        node.add_block_storage("tank", "zfspool", pool="rpool/data")
+        node.make_template(9001, "on-tank", storage="tank", size=1 << 30)
+    profile = ours.world.config.profiles_dir / "demo.yaml"
+    profile.write_text(profile.read_text() + "template: on-tank\n")
+
+
+@pytest.mark.parametrize("storage", ["local", "tank"])
+def test_the_work_disk_is_not_reverted_and_comes_back(
+    proxmox: ProxmoxBench, tmp_path: Path, storage: str
+) -> None:
+    hypervisor = proxmox.hypervisor
+    with installation(tmp_path, hypervisor) as ours:
+        if storage == "tank":
+            _on_tank(ours, proxmox)
+        box = _new(ours)
+        volid = hypervisor.allot(990000, 64, storage="local", owner=OWNER)
+        hypervisor.attach(box.vmid, volid, owner=OWNER)
+        with proxmox.served.paused() as node:
+            before = dict(node.storages["local"]["volumes"][volid.partition(":")[2]])
+        done = _revert(ours)
+        assert done.state == "done", done
+        assert _box(ours).state is SandboxState.READY
+        assert [each.attached for each in hypervisor.volumes(owner=OWNER)] == [(box.vmid,)]
+        with proxmox.served.paused() as node:
+            config = dict(node.vm(box.vmid).config)
+            after = dict(node.storages["local"]["volumes"][volid.partition(":")[2]])
+        assert not [key for key in config if key.startswith("unused")]
+        assert after == before
+        _ended(ours, sandbox_requests.destroy(ours.world, ours.runner, "box", "", force=False))
+        assert [each.attached for each in hypervisor.volumes(owner=OWNER)] == [()]
+        hypervisor.free(volid, owner=OWNER)
+        assert ours.left_over() == []
+    assert not proxmox.leftovers()
+
+
+def test_later_snapshots_on_a_pool_are_named_and_only_force_deletes_them(
+    proxmox: ProxmoxBench, tmp_path: Path
+) -> None:
+    with installation(tmp_path, proxmox.hypervisor) as ours:
+        _on_tank(ours, proxmox)
+        box = _new(ours)
+        _ended(ours, sandbox_requests.act(ours.world, ours.runner, STOP, "box", ""))
+        for name in ("before", "after"):
+            assert _save(ours, name).state == "done"
+        refused = _revert(ours)
+        assert refused.state == "failed"
+        assert "after, before came later" in refused.error
+        assert "--force" in refused.hint
+        assert list(proxmox.hypervisor.snapshots(box.vmid)) == ["clean", "before", "after"]
+        assert _box(ours).state is SandboxState.STOPPED
+        assert _revert(ours, force=True).state == "done"
+        assert list(proxmox.hypervisor.snapshots(box.vmid)) == ["clean"]
+        _ended(ours, sandbox_requests.destroy(ours.world, ours.runner, "box", "", force=False))
+    assert not proxmox.leftovers()

@@ -1,0 +1,298 @@
+"""The scripts that keep a program in a guest, run for real by this machine's /bin/sh.
+
+Every test runs twice: as it is, and with every call carried out twice, as after a lost reply.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from agentlab.errors import Conflict, Invalid, NotFound, TooLarge, TooMany, Unavailable
+from agentlab.hypervisor import program_scripts
+from agentlab.hypervisor.programs import MAX_PROGRAM, Heard, Order, Programs
+from tests.fakes.shell_guest import ShellGuest
+
+ME = pwd.getpwuid(os.geteuid()).pw_name
+ALL = bytes(range(256))
+
+
+@dataclass
+class Result:
+    """All that a program said; `room` is the most that its directory held, in bytes."""
+
+    out: bytes
+    err: bytes
+    last: Heard
+    calls: int
+    room: int = 0
+
+    @property
+    def status(self) -> int | None:
+        return self.last.status
+
+
+@dataclass
+class Place:
+    guest: ShellGuest
+    programs: Programs
+    names: list[str] = field(default_factory=list)
+
+    def start(self, *argv: str, name: str = "", **more: object) -> tuple[str, Heard]:
+        name = name or secrets.token_hex(8)
+        more.setdefault("user", ME)
+        wait = float(more.pop("wait", 1.0))  # type: ignore[arg-type]
+        heard = self.programs.start(name, Order(argv, **more), wait=wait)  # type: ignore[arg-type]
+        self.names.append(name)
+        return name, heard
+
+    def run(
+        self, *argv: str, given: bytes | None = None, pause: float = 0, **more: object
+    ) -> Result:
+        """A program to its end, its input given beside; `pause` before each time it is heard."""
+        more.setdefault("wait", 1.0 if given is None else 0.1)
+        name, heard = self.start(*argv, input=given is not None, **more)
+        result, sent = Result(heard.out, heard.err, heard, 1), 0
+        while result.last.status is None and not result.last.lost:
+            if given is not None:
+                part = given[sent : sent + 100_000]
+                last = sent + len(part) == len(given)
+                state = self.programs.feed(name, sent, part, last=last, wait=0.1)
+                sent += len(part) if state == "taken" else 0
+                given = None if state == "closed" or (last and state == "taken") else given
+            time.sleep(pause)
+            result.room = max(result.room, self.size(name))
+            heard = self.programs.hear(name, result.last.next_out, result.last.next_err, wait=0.5)
+            result = Result(
+                result.out + heard.out, result.err + heard.err, heard, result.calls + 1, result.room
+            )
+        return result
+
+    def size(self, name: str) -> int:
+        total = 0
+        for each in (self.guest.base / name).iterdir():
+            try:
+                total += each.stat().st_size
+            except FileNotFoundError:
+                pass
+        return total
+
+
+@pytest.fixture(params=[False, True], ids=["once", "each-call-twice"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    tmp_path.chmod(0o755)
+    guest = ShellGuest(tmp_path, twice=request.param)
+    made = Place(guest, Programs(guest, 1003, "lab"))  # type: ignore[arg-type]  # exec alone
+    yield made  # type: ignore[misc]
+    for name in made.names:
+        made.programs.end(name)
+    assert not guest.base.exists() or os.listdir(guest.base) == []
+    assert _running(str(guest.base)) == []
+
+
+def _running(word: str) -> list[str]:
+    """Processes that work in a directory, but for what a program left there on purpose."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if word in words:
+                found.append(words)
+    return found
+
+
+def test_a_short_program_takes_one_call(place: Place) -> None:
+    result = place.run("sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (result.out, result.err, result.status, result.calls) == (b"out\n", b"err\n", 7, 1)
+    result = place.run("true")
+    assert (result.out, result.err, result.status, result.calls) == (b"", b"", 0, 1)
+
+
+def test_every_byte_comes_through_both_ways(place: Place) -> None:
+    result = place.run("cat", given=ALL * 500)
+    assert (result.out, result.status) == (ALL * 500, 0)
+    result = place.run("sh", "-c", "printf '\\000\\377 no end' >&2")
+    assert (result.out, result.err) == (b"", b"\0\xff no end")
+    assert place.run("cat", given=b"").out == b""
+    words = ["", "a b", "ö", "'", '"', "$x", "-n", "\n", "*", "\\", "a\udcff"]
+    result = place.run("sh", "-c", 'printf "%s|" "$@"', "sh", *words)
+    assert result.out == b"".join(os.fsencode(word) + b"|" for word in words)
+
+
+def test_fifty_megabytes_take_little_room(place: Place) -> None:
+    script = "import sys\nfor n in range(50): sys.stdout.buffer.write(bytes([n]) * 1000000)"
+    result = place.run("python3", "-c", script)
+    assert result.out == b"".join(bytes([n]) * 1_000_000 for n in range(50))
+    most = (program_scripts.PIECES + 1) * 65536 * 2 + 10_000
+    assert 0 < result.room < most
+    print(f"\n50 MB: {result.calls} calls, at most {result.room} bytes in the guest")
+
+
+def test_who_is_not_heard_is_held_back(place: Place) -> None:
+    count = "import sys\nfor n in range(10**7): print(n, file=sys.stderr)"
+    name, _ = place.start("python3", "-c", count)
+    time.sleep(1.0)
+    before = place.size(name)
+    time.sleep(0.5)
+    assert place.size(name) == before < (program_scripts.PIECES + 1) * 65536 + 10_000
+
+
+def test_output_comes_while_it_runs(place: Place) -> None:
+    name, first = place.start("sh", "-c", "echo one; sleep 1; echo two; sleep 60")
+    assert (first.out, first.status) == (b"one\n", None)
+    then = place.programs.hear(name, first.next_out, first.next_err, wait=8.0)
+    assert (then.out, then.status) == (b"two\n", None)
+
+
+def test_input_is_closed_early(place: Place) -> None:
+    result = place.run("head", "-c", "3", given=ALL * 8000)
+    assert (result.out, result.status) == (b"\0\1\2", 0)
+    name, _ = place.start("sh", "-c", "exec <&-; sleep 60", input=True, wait=0.1)
+    deadline = time.monotonic() + 20
+    while (state := place.programs.feed(name, 0, ALL, last=False, wait=0.1)) != "closed":
+        assert time.monotonic() < deadline, state
+
+
+def test_input_that_nobody_reads_is_held_back(place: Place) -> None:
+    name, _ = place.start("sleep", "60", input=True, wait=0.1)
+    states = [
+        place.programs.feed(name, n * 100_000, bytes(100_000), last=False, wait=0.1)
+        for n in range(12)
+    ]
+    assert states[0] == "taken"
+    assert states[-1] == "full"
+    assert place.size(name) < program_scripts.WINDOW + 200_000
+
+
+def test_input_that_differs_from_what_came_is_refused(place: Place) -> None:
+    name, _ = place.start("sh", "-c", "sleep 60", input=True, wait=0.1)
+    assert place.programs.feed(name, 45_000, b"later", last=False, wait=0.1) == "taken"
+    with pytest.raises(Conflict, match="came before"):
+        place.programs.feed(name, 45_000, b"other!", last=False, wait=0.1)
+
+
+@pytest.mark.parametrize(
+    ("argv", "status"),
+    [
+        (("sh", "-c", "kill -9 $$"), 137),
+        (("sh", "-c", "kill -TERM $$"), 143),
+        (("no-such-program",), 127),
+        (("/etc",), 126),
+        (("-x",), 127),
+        (("sh", "-c", "exit 255"), 255),
+    ],
+)
+def test_how_it_ends(place: Place, argv: tuple[str, ...], status: int) -> None:
+    assert place.run(*argv).status == status
+
+
+def test_a_child_that_holds_the_output_is_not_waited_for(place: Place) -> None:
+    began = time.monotonic()
+    result = place.run("sh", "-c", "echo x; sleep 33 & echo $! >&2; exit 3")
+    child = int(result.err)
+    try:
+        assert (result.out, result.status, result.last.cut) == (b"x\n", 3, True)
+        assert time.monotonic() - began < 15
+        place.programs.end(place.names.pop())
+        os.kill(child, 0)  # and it goes on: the program had ended by itself
+    finally:
+        os.kill(child, 9)
+
+
+def test_the_same_id_runs_once(place: Place, tmp_path: Path) -> None:
+    script = f"echo ran >>{tmp_path}/log; echo said"
+    name, first = place.start("sh", "-c", script)
+    again = place.programs.start(name, Order(("sh", "-c", script), user=ME))
+    assert first.out == again.out == b"said\n"
+    assert (tmp_path / "log").read_text() == "ran\n"
+
+
+def test_ending_it_ends_all_of_its_session(place: Place, tmp_path: Path) -> None:
+    script = f"(trap '' TERM; sleep 44; :) & echo $! >{tmp_path}/pid; trap '' TERM; while :; do sleep 44; done"
+    name, _ = place.start("sh", "-c", script, wait=0.5)
+    child = int((tmp_path / "pid").read_text())
+    began = time.monotonic()
+    assert place.programs.end(name) is None
+    assert time.monotonic() - began < 10
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and Path(f"/proc/{child}").exists():
+        time.sleep(0.05)
+    state = Path(f"/proc/{child}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+    with pytest.raises(NotFound, match="no such program"):
+        place.programs.hear(name, 0, 0)
+
+
+def test_a_keeper_that_is_killed_is_told(place: Place) -> None:
+    name, _ = place.start("sleep", "55", wait=0.3)
+    keeper = int((place.guest.base / name / "pid").read_text().split()[0])
+    subprocess.run(["kill", "-9", str(keeper)], check=True)
+    assert place.programs.hear(name, 0, 0, wait=0.1).lost
+
+
+def test_where_and_as_whom(place: Place, tmp_path: Path) -> None:
+    assert place.run("pwd", workdir="/usr").out == b"/usr\n"
+    result = place.run("pwd", workdir="/no/such/dir")
+    assert (result.status, b"/no/such/dir" in result.err) == (126, True)
+    result = place.run("sh", "-c", 'echo "$A|$B|$HOME"', env={"A": "x 'y\n", "B": "ö"})
+    assert result.out == f"x 'y\n|ö|{Path.home()}\n".encode()
+    with pytest.raises(Invalid, match="no such user"):
+        place.start("true", user="nobody-at-all")
+    if os.geteuid() == 0:
+        result = place.run(
+            "sh", "-c", "id -un; echo x >/dev/stdout; echo y >/dev/stderr; umask", user="nobody"
+        )
+        assert (result.out, result.err) == (b"nobody\nx\n0022\n", b"y\n")
+
+
+def test_nothing_of_it_is_seen_in_arguments_or_the_environment_of_others(place: Place) -> None:
+    place.start("sh", "-c", "sleep 22; echo argument", env={"A": "hidden-value"}, wait=0.3)
+    seen = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, check=True).stdout
+    assert b"hidden-value" not in seen
+
+
+def test_a_guest_without_room(place: Place) -> None:
+    place.guest.home.joinpath("programs").write_text("a file in its place")
+    try:
+        with pytest.raises(Unavailable, match="no room"):
+            place.start("true")
+    finally:
+        place.guest.home.joinpath("programs").unlink()
+
+
+def test_too_many_at_once(place: Place) -> None:
+    place.guest.base.mkdir()
+    for n in range(program_scripts.MOST + 1):
+        place.guest.base.joinpath(f"{n:016d}").mkdir()
+        place.guest.base.joinpath(f"{n:016d}/seen").touch()
+    with pytest.raises(TooMany, match="running in this guest already"):
+        place.start("true")
+    long_ago = time.time() - program_scripts.FORGOTTEN * 60 - 100
+    for each in place.guest.base.iterdir():
+        os.utime(each / "seen", (long_ago, long_ago))
+    assert place.run("echo", "room").out == b"room\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "../../../etc/x00", "A" * 20, "a" * 15, "a" * 65, "a" * 16 + "\n"]
+)
+def test_an_id_that_is_no_plain_name(place: Place, name: str) -> None:
+    with pytest.raises(Invalid, match="id of a program"):
+        place.programs.hear(name, 0, 0)
+    assert place.guest.calls == []
+
+
+def test_too_much_of_a_command(place: Place) -> None:
+    with pytest.raises(TooLarge, match=str(MAX_PROGRAM)):
+        place.start("echo", "x" * MAX_PROGRAM)
+    assert place.guest.calls == []

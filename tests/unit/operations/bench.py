@@ -1,0 +1,134 @@
+"""What tests of operations hold in their hand: a real store and engine over a hypervisor in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from agentlab import config
+from agentlab.engine.runner import Runner
+from agentlab.model.job import JOB, Job, JobSpec, JobState, Repo
+from agentlab.model.sandbox import Sandbox, SandboxEvent, SandboxSpec, SandboxState
+from agentlab.operations import kinds, requests, sandbox_requests
+from agentlab.operations.context import World
+from agentlab.secret import Secret
+from agentlab.store import jobs, operations, sandboxes, tokens
+from agentlab.store.db import Store
+from agentlab.store.operations import OperationRow
+from tests.fakes.fence import FakeFence
+from tests.fakes.hypervisor import FakeHypervisor
+
+SPEC = JobSpec(Repo(url="https://example.org/x.git"), "do it", "demo")
+
+
+@dataclass
+class Bench:
+    world: World
+    runner: Runner
+    hypervisor: FakeHypervisor
+    fence: FakeFence
+
+    def create(self, spec: JobSpec = SPEC, key: str = "") -> Job:
+        return requests.create_job(self.world, self.runner, spec, key)
+
+    def until(self, job: Job, *states: JobState) -> Job:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            seen = self.world.store.commits
+            with self.world.store.read() as tx:
+                found = jobs.get(tx, job.id)
+            if found.state in states and found.settled == JOB.final(found.state):
+                return found
+            self.world.store.wait(seen, 0.2)
+        raise AssertionError(f"{found} is not in {states}")
+
+    def report(self, job: Job, status: str = "completed", message: str = "") -> None:
+        """Plays the runner: claims, then reports."""
+        token = self.world.token(job.id).fingerprint
+        with self.world.store.write() as tx:
+            tokens.spend(tx, token, "session-" + job.id)
+            jobs.set_report(tx, job.id, {"status": status, "stage": "agent", "message": message})
+        self.runner.wake(job.operation)
+
+    def job(self, job: Job) -> Job:
+        with self.world.store.read() as tx:
+            return jobs.get(tx, job.id)
+
+    def ended(self, operation: str) -> OperationRow:
+        """Waits for an operation's end."""
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            seen = self.world.store.commits
+            with self.world.store.read() as tx:
+                found = operations.get(tx, operation)
+            if found.final:
+                return found
+            self.world.store.wait(seen, 0.2)
+        raise AssertionError(f"{found} does not end")
+
+    def new(self, **asked: object) -> Sandbox:
+        """A sandbox made by hand, as it is when its operation has ended."""
+        made = self.ended(self.ask(**asked))
+        assert made.state == "done", made
+        return self.box(made.vmid)
+
+    def ask(self, key: str = "", **asked: object) -> str:
+        spec = SandboxSpec(**{"profile": "demo", **asked})  # type: ignore[arg-type]
+        return sandbox_requests.create(self.world, self.runner, spec, key)
+
+    def act(self, kind: str, box: Sandbox | int, **given: object) -> OperationRow:
+        """Starts, stops, pauses or resumes a sandbox, and waits for the end of that."""
+        vmid = str(box if isinstance(box, int) else box.vmid)
+        return self.ended(sandbox_requests.act(self.world, self.runner, kind, vmid, "", **given))
+
+    def destroy(self, vmid: str | int, *, force: bool = False) -> str:
+        return sandbox_requests.destroy(self.world, self.runner, str(vmid), "", force=force)
+
+    def use(self, box: Sandbox) -> Sandbox:
+        """Somebody has been in it."""
+        with self.world.store.write() as tx:
+            return sandboxes.transition(tx, box.vmid, SandboxEvent.RUN)
+
+    def box(self, reference: str | int) -> Sandbox:
+        with self.world.store.read() as tx:
+            return sandboxes.get_live(tx, reference)
+
+    def state(self, job: Job) -> SandboxState:
+        with self.world.store.read() as tx:
+            return sandboxes.get(tx, jobs.get(tx, job.id).vmid).state
+
+    def clean(self) -> bool:
+        with self.world.store.read() as tx:
+            rows = [
+                tx.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("subject", "token")
+            ]
+        return not self.hypervisor.machines and not self.fence.members and rows == [0, 0]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    profiles = tmp_path / "profiles"
+    profiles.mkdir()
+    for after in ("destroy", "stop", "keep"):
+        name = "demo" if after == "destroy" else after
+        text = f"after: {after}\nnetwork: off\nagent: {{command: 'true'}}\n"
+        (profiles / f"{name}.yaml").write_text(text)
+    settings = config.parse(
+        f"data_dir: {tmp_path}\nprofiles_dir: {profiles}\nvmid_range: [1000, 1004]\n",
+        tmp_path / "config.yaml",
+    )
+    hypervisor, fence = FakeHypervisor(), FakeFence()
+    store = Store(tmp_path / "agentlab.db")
+    world = World(
+        config=settings, store=store, hypervisor=hypervisor, fence=fence,  # type: ignore[arg-type]
+        build_template=lambda name, on_step: None, installation="lab", key=Secret("k" * 43),
+    )  # fmt: skip
+    runner = Runner(store, kinds(world), workers=4)
+    runner.start()
+    yield Bench(world, runner, hypervisor, fence)
+    runner.stop(5)
+    store.close()
