@@ -305,6 +305,13 @@ class Volumes(Protocol):
         """All volumes of this owner, attached or not."""
         ...
 
+    def attached(self, vmid: int, *, owner: str) -> Sequence[str]:
+        """The volids of this owner's volumes that a machine has now; NotFound, NotOurs.
+
+        Asked of the machine alone: it needs no right on any storage, and no list of volumes.
+        """
+        ...
+
     def allot(self, number: int, size: int, *, storage: str = "", owner: str) -> str:
         """Makes an empty volume, or finds the one of this number; its volid.
 

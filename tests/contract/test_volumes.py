@@ -46,11 +46,16 @@ def test_a_volume_outlives_its_machines(storing: Bench) -> None:
     storing.volumes.attach(1012, volid, owner=OWNER)
     storing.volumes.attach(1012, volid, owner=OWNER)
     assert listed(storing) == [Volume(volid, 64, (1012,))]
+    assert list(storing.volumes.attached(1012, owner=OWNER)) == [volid]
+    with pytest.raises(NotOurs):
+        storing.volumes.attached(1012, owner=STRANGER)
     storing.hypervisor.destroy(1012, owner=OWNER)
     assert listed(storing) == [Volume(volid, 64)]
     storing.volumes.free(volid, owner=OWNER)
     storing.volumes.free(volid, owner=OWNER)
     assert listed(storing) == []
+    with pytest.raises(NotFound):
+        storing.volumes.attached(1012, owner=OWNER)
 
 
 def test_another_daemon_knows_the_volumes_and_who_has_them(storing: Bench) -> None:

@@ -52,6 +52,10 @@ class LocalVolumes(Place):
             found.append(Volume(volid, size, tuple(holders.get(volid, ()))))
         return found
 
+    def attached(self, vmid: int, *, owner: str) -> Sequence[str]:
+        record = self.machine(vmid).owned(owner, "look at the volumes of")
+        return (record.volume,) if record.volume else ()
+
     def _holders(self) -> dict[str, list[int]]:
         """The machines that have a volume, by its volid."""
         holders: dict[str, list[int]] = {}

@@ -50,6 +50,10 @@ class ProxmoxVolumes(Part):
             for volid, size in self._content(owner).items()
         ]
 
+    def attached(self, vmid: int, *, owner: str) -> Sequence[str]:
+        held = self._held(self._inventory.ours(vmid, owner, "look at the volumes of"))
+        return sorted(volid for volid in held if volume_owner(volid)[1] == owner)
+
     def _content(self, owner: str) -> dict[str, int]:
         """Volumes with this owner's name on all storages of the node: size in MiB by volid."""
         listed = self._api.get(
