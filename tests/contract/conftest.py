@@ -244,11 +244,11 @@ def bootable() -> DiskImage:
 def lab(bootable: DiskImage, network: None, tmp_path: Path) -> Iterator[Served]:
     """A node whose machines are real, with the recipe's disk as its template."""
     subprocess.run(["ip", "link", "add", "vmbr0", "type", "bridge"], check=True)
-    subprocess.run(["ip", "link", "set", "vmbr0", "up"], check=True)
-    made = LabNode(tmp_path / "lab")
-    made.make_template(name="debian-12", size=DISK_MIB << 20, scsi2=None)
-    made.import_disk(bootable.path, "local:9000/base-9000-disk-0.qcow2")
     try:
+        subprocess.run(["ip", "link", "set", "vmbr0", "up"], check=True)
+        made = LabNode(tmp_path / "lab")
+        made.make_template(name="debian-12", size=DISK_MIB << 20, scsi2=None)
+        made.import_disk(bootable.path, "local:9000/base-9000-disk-0.qcow2")
         with serve(made, tmp_path) as served:
             yield served
     finally:
