@@ -24,7 +24,7 @@ from agentlab.store.db import Tx
 _log = logging.getLogger(__name__)
 _RESERVE = 1500.0  # a full range is waited for
 _ADMIT = 7000.0  # and so is room on this host; a job's own deadline is a little later
-_CLONE = 300.0
+_CLONE = 3600.0  # a full clone of a large disk; the driver lets no single one take longer
 _SNAPSHOT = 120.0
 _VMIDS_TRIED = 20  # in one operation, when strangers are faster again and again
 
