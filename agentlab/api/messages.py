@@ -311,7 +311,7 @@ class SnapshotList:
 
 @dataclass(frozen=True, slots=True)
 class PruneView:
-    """Orphaned TIMEOUT entries that were removed; `kept` are those whose VM is still there."""
+    """TIMEOUT entries that were removed; `kept` are those whose VM is, or may be, still there."""
 
     removed: list[SandboxView]
     kept: list[int]
@@ -322,7 +322,7 @@ class MachineView:
     """A machine of the hypervisor: `whose` is ours, template, other installation or stranger.
 
     `sandbox` is the state of the record that is about it, "" for none; `in_range`: its VMID is one
-    that sandboxes may have.
+    that sandboxes may have.  `lock` is the hypervisor's own word, "" for none.
     """
 
     vmid: int
@@ -342,9 +342,9 @@ class Inventory:
 
 @dataclass(frozen=True, slots=True)
 class DriftView:
-    """Where record and hypervisor differ.  `mend` is what is done about it, "" when that is for a
-    person, whom `remedy` tells how; `operation` is the one that mends it, "" for none; `mended`
-    says that it has been done."""
+    """Where record and hypervisor differ.  `mend` is what applying does about it, "" when that is
+    for a person, whom `remedy` tells how.  After applying, `operation` is the one that goes on with
+    it, "" for none, and `mended` says that it has been done; `detail` says what was in the way."""
 
     kind: str
     vmid: int
@@ -358,7 +358,8 @@ class DriftView:
 
 @dataclass(frozen=True, slots=True)
 class DriftList:
-    """`complete` false: the inventory could not be read whole, and `problem` says why."""
+    """`complete` false: the inventory could not be read whole, nothing is known or done, and
+    `problem` says why.  A `problem` of a complete one is a reason to look twice before applying."""
 
     drifts: list[DriftView]
     complete: bool

@@ -6,7 +6,7 @@ import logging
 import threading
 
 from agentlab import clock
-from agentlab.control import deadlines, fence_watch, leases, retention
+from agentlab.control import deadlines, fence_watch, idle, leases, reconcile, retention
 from agentlab.control.loop import Loop
 from agentlab.daemon.context import Daemon
 from agentlab.daemon.job_files import INCOMING, sweep_parts
@@ -29,6 +29,12 @@ class Housekeeping:
             Loop("retention", lambda: retention.sweep(world, clock.now()), every=retention.EVERY),
             Loop("deadlines", ends.check, every=deadlines.EVERY),
             Loop("leases", leases.Leases(world, daemon.runner).check, every=leases.EVERY),
+            Loop(
+                "reconcile",
+                reconcile.Reconciler(world, daemon.runner).check,
+                every=reconcile.EVERY,
+            ),
+            Loop("idle", idle.IdleStop(world, daemon.runner).check, every=idle.EVERY),
         ]
         self._watch = Loop("fence", lambda: fence_watch.check(world), every=fence_watch.EVERY)
         self._lock = threading.Lock()

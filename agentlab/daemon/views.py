@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from agentlab.api import messages as m
 from agentlab.daemon.context import Daemon
 from agentlab.errors import AgentLabError
+from agentlab.hypervisor.base import Machine
+from agentlab.model.drift import Place
 from agentlab.model.event import Event
 from agentlab.model.job import JOB, Job
 from agentlab.model.plan import Plan
@@ -118,6 +120,26 @@ def sandbox_view(
         idle_stop=sandbox.idle_stop,
         operation=f"{holder.kind} {holder.id}" if holder else "",
         waits_for=holder.waits_for if holder else "",
+    )
+
+
+def machine_view(machine: Machine, record: Sandbox | None, place: Place) -> m.MachineView:
+    """A machine of the inventory; the record of its VMID is about it only when it is ours."""
+    ours = machine.owner == place.installation
+    whose = "other installation" if machine.owner else "stranger"
+    if machine.template:
+        whose = "template"
+    elif ours:
+        whose = "ours"
+    return m.MachineView(
+        vmid=machine.vmid,
+        name=machine.name,
+        power=machine.power.value,
+        node=machine.node,
+        whose=whose,
+        sandbox=record.state.value if record is not None and ours else "",
+        in_range=machine.vmid in place.vmids,
+        lock=machine.lock,
     )
 
 

@@ -52,6 +52,7 @@ class Machine:
     `lock` is the hypervisor's own word for an operation that holds the machine; "" for none.
     `cpu` is the share of its virtual CPUs that was in use lately, 0.0 to 1.0: up to some seconds
     old, a measure and no proof; None when it is not known, and of a machine without power.
+    A `template` is never a sandbox, whoever made it.
     """
 
     vmid: int
@@ -61,6 +62,7 @@ class Machine:
     node: str = ""
     lock: str = ""
     cpu: float | None = None
+    template: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from agentlab.engine.step import Operation
 from agentlab.operations import (
     job_run,
+    leftover_destroy,
     sandbox_create,
     sandbox_destroy,
     sandbox_power,
@@ -30,5 +31,6 @@ def kinds(world: World) -> Sequence[Operation]:
         sandbox_snapshots.delete(world),
         sandbox_destroy.destroy(world),
         sandbox_destroy.expire(world),
+        leftover_destroy.operation(world),
         template_build.operation(world),
     ]

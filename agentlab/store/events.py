@@ -64,6 +64,16 @@ def noted(tx: Tx, kind: str, vmid: int, fact: str, value: str) -> bool:
     return row is not None
 
 
+def used_after(tx: Tx, seq: int) -> set[int]:
+    """VMIDs of sandboxes that somebody has run or copied something in since a sequence number."""
+    rows = tx.execute(
+        "SELECT DISTINCT vmid FROM event WHERE seq > ? AND vmid != 0"
+        " AND (kind GLOB 'exec.*' OR kind GLOB 'use.*' OR kind GLOB 'cp.*')",
+        (seq,),
+    )
+    return {row["vmid"] for row in rows}
+
+
 def delete_before(tx: Tx, at: float) -> int:
     """Retention: forgets events older than `at`; gives how many."""
     return tx.execute("DELETE FROM event WHERE at < ?", (at,)).rowcount

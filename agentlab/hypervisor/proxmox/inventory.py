@@ -201,6 +201,7 @@ class Inventory:
                 node=guest.node,
                 lock=guest.lock,
                 cpu=guest.cpu if guest.power is Power.RUNNING else None,
+                template=guest.template,
             )
             for guest in sorted(found.guests.values(), key=lambda each: each.vmid)
         ]

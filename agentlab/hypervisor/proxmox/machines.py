@@ -103,14 +103,18 @@ class ProxmoxMachines(Part):
             if found is None:
                 return None
             name, power = str(found.config.get("name") or ""), self._power(found.node, vmid)
-            return Machine(vmid, name, found.owner, power, found.node, found.lock)
+            return Machine(
+                vmid, name, found.owner, power, found.node, found.lock, template=found.template
+            )
         except (Unavailable, NoSuchVM):
             pass  # its node is offline, or it is just being moved
         guest = self._inventory.guest(vmid)
         if guest is None:
             return None
         owner = tagged_owner(guest.tags, vmid)
-        return Machine(vmid, guest.name, owner, Power.UNKNOWN, guest.node, guest.lock)
+        return Machine(
+            vmid, guest.name, owner, Power.UNKNOWN, guest.node, guest.lock, template=guest.template
+        )
 
     def _power(self, node: str, vmid: int) -> Power:
         """What QEMU says; `status` alone calls a paused machine running."""
