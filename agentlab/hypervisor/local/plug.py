@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from agentlab.clock import Deadline
-from agentlab.errors import AgentLabError
+from agentlab.errors import AgentLabError, Busy
 from agentlab.hypervisor.local.qemu import WORK_PORT
 from agentlab.hypervisor.local.qmp import Qmp, QmpRefused, open_qmp
 
@@ -19,6 +19,7 @@ SERIAL = "work"
 _DEVICE = "work"
 _NODE = "work-image"
 _POLL = 0.05
+_LINGER = 10.0  # seconds that QEMU has to close the image of a disk that is gone
 _AGAIN = 3.0  # seconds after which a guest that did not hear is asked again
 
 
@@ -30,7 +31,7 @@ def plug(directory: Path, image: Path) -> None:
     with open_qmp(directory) as qemu:
         if _has_device(qemu):
             return
-        _drop_node(qemu)  # of a plugging or an unplugging that was cut off
+        _wait_dropped(qemu)  # of a plugging or an unplugging that was cut off
         qemu.execute(
             "blockdev-add",
             driver="qcow2",
@@ -50,7 +51,7 @@ def plug(directory: Path, image: Path) -> None:
             )
         except AgentLabError:
             with contextlib.suppress(AgentLabError):
-                _drop_node(qemu)
+                _dropped(qemu)
             raise
 
 
@@ -64,9 +65,9 @@ def unplug(directory: Path, timeout: float) -> bool:
     while True:
         with open_qmp(directory) as qemu:
             if not _has_device(qemu):
-                _drop_node(qemu)
-                return True
-            if again.passed:
+                if _dropped(qemu):
+                    return True
+            elif again.passed:
                 again = Deadline.after(_AGAIN)
                 with contextlib.suppress(QmpRefused):  # it was asked, and has not answered yet
                     qemu.execute("device_del", id=_DEVICE)
@@ -80,9 +81,22 @@ def _has_device(qemu: Qmp) -> bool:
     return _named(listed, "name", _DEVICE)
 
 
-def _drop_node(qemu: Qmp) -> None:
+def _dropped(qemu: Qmp) -> bool:
+    """Closes the image when nothing uses it; a device that has just gone may do so a moment longer."""
     if _named(qemu.execute("query-named-block-nodes", flat=True), "node-name", _NODE):
-        qemu.execute("blockdev-del", node_name=_NODE)
+        try:
+            qemu.execute("blockdev-del", node_name=_NODE)
+        except QmpRefused:
+            return False
+    return True
+
+
+def _wait_dropped(qemu: Qmp) -> None:
+    deadline = Deadline.after(_LINGER)
+    while not _dropped(qemu):
+        if deadline.passed:
+            raise Busy(f"{qemu.channel.peer} does not close the image of an earlier work disk")
+        time.sleep(_POLL)
 
 
 def _named(listed: object, key: str, name: str) -> bool:
