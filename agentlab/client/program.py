@@ -24,6 +24,8 @@ _FIRST_WAIT = 1.0  # seconds in which most programs have ended
 _FIRST_WAIT_FED = 0.1  # or less, when it waits for us
 _FEED_WAIT = 10.0
 _TICK = 0.1
+_PATIENCE = 180.0  # seconds that a busy guest's agent, or a restart of the daemon, may take
+_PATIENCE_START = 20.0  # as long as nothing runs, somebody rather hears of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,14 @@ class Tick:
     """Nothing happened for a moment."""
 
 
-Item = Piece | Ended | Tick
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """The daemon or the guest does not answer; it is asked again."""
+
+    error: AgentLabError
+
+
+Item = Piece | Ended | Tick | Trouble
 Source = Callable[[], bytes]
 
 
@@ -64,7 +73,7 @@ class Program:
         order: m.ExecRequest,
         source: Source | None = None,
         *,
-        patience: float = PATIENCE,
+        patience: float = _PATIENCE,
     ) -> None:
         self._client = client
         self._order = order
@@ -73,7 +82,7 @@ class Program:
         self._patience = patience
         self._over = threading.Event()
         # Bounded: who reads slowly holds back the program, and not our memory.
-        self._queue: queue.Queue[m.ExecOutput | BaseException] = queue.Queue(2)
+        self._queue: queue.Queue[m.ExecOutput | Trouble | BaseException] = queue.Queue(2)
         self.sent = 0  # bytes of input that are in the sandbox
         self.begun = False  # it may run: there is something to end
         self.unread = False  # the program has ended or closed its input before the end of it
@@ -91,7 +100,9 @@ class Program:
             try:
                 return once()
             except Lost:
-                return patiently(once, patience=self._patience)
+                return patiently(once, patience=PATIENCE)
+            except Unavailable:  # the guest is busy, or its agent is; the same id runs once
+                return patiently(once, patience=min(_PATIENCE_START, self._patience))
         except AgentLabError as error:
             self.begun = isinstance(error, (Lost, Unavailable, DeadlineExceeded))
             raise
@@ -114,6 +125,9 @@ class Program:
                 continue
             if isinstance(found, BaseException):
                 raise found
+            if isinstance(found, Trouble):
+                yield found
+                continue
             last = found
             yield from _pieces(last)
         self._over.set()
@@ -136,7 +150,10 @@ class Program:
         except Exception as error:  # noqa: BLE001  # handed to the caller's thread
             self._put(error)
 
-    def _put(self, found: m.ExecOutput | BaseException) -> None:
+    def _trouble(self, error: AgentLabError) -> None:
+        self._put(Trouble(error))
+
+    def _put(self, found: m.ExecOutput | Trouble | BaseException) -> None:
         while not self._over.is_set():
             try:
                 self._queue.put(found, timeout=_TICK)
@@ -151,7 +168,7 @@ class Program:
             def ask(query: dict[str, int | float] = query) -> m.ExecOutput:
                 return self._client.call(table.EXEC_OUTPUT, path=self._path, query=query)
 
-            last = patiently(ask, patience=self._patience)
+            last = patiently(ask, patience=self._patience, on_trouble=self._trouble)
             self._put(last)
 
     def _feed(self, source: Source) -> None:
@@ -177,6 +194,7 @@ class Program:
                     self._client.put(table.EXEC_INPUT, content, path=self._path, query=query).state
                 ),
                 patience=self._patience,
+                on_trouble=self._trouble,
             )
         return state
 

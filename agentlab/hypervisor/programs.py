@@ -95,7 +95,7 @@ class Programs:
     vmid: int
     owner: str
     most: int = 45_000
-    at_once: int = 4  # calls that may be under way for one piece of input
+    at_once: int = 3  # calls that may be under way for one piece of input
     base: str = BASE
 
     def check(self, name: str) -> None:

@@ -150,7 +150,7 @@ def test_a_daemon_that_is_killed_loses_no_byte(lab: Lab, box: str) -> None:
     )
     client = subprocess.Popen(
         _argv(lab, "exec", box, "--", "sh", "-c", script), cwd=ROOT,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
     )  # fmt: skip
     assert client.stdin is not None
     assert client.stdout is not None
@@ -159,7 +159,7 @@ def test_a_daemon_that_is_killed_loses_no_byte(lab: Lab, box: str) -> None:
     first = client.stdout.readline()
     lab.kill()
     lab.start()
-    out, err = client.communicate(ALL, timeout=200)
+    out, err = client.communicate(ALL, timeout=400)
     want = b"".join(b"line %d\n" % n for n in range(1, 41)) + b"%d\n" % (256 * 1001)
     assert (first + out, client.returncode) == (want, 0), err
     assert run(lab, "exec", box, "--", "cat", mark).stdout == b"ran\n"

@@ -14,7 +14,7 @@ from typing import NoReturn
 from agentlab.api import messages as m
 from agentlab.cli.command import Answer, Context, GaveUp, Interrupted
 from agentlab.cli.commands.job_run import parse_env
-from agentlab.client.program import INPUT, Ended, Item, Piece, Program, Source
+from agentlab.client.program import INPUT, Ended, Item, Piece, Program, Source, Trouble
 from agentlab.clock import Deadline
 from agentlab.errors import AgentLabError
 
@@ -64,6 +64,8 @@ def followed(ctx: Context, program: Program) -> Generator[Item, None, None]:
         with _signals():
             for item in items:
                 over = isinstance(item, Ended)
+                if isinstance(item, Trouble):
+                    ctx.out.note(f"{item.error.message}; trying again", "yellow")
                 yield item
                 if deadline.passed and not over:
                     why = f"gave up waiting after {ctx.args.text('--timeout')}"
