@@ -30,9 +30,6 @@ _NO_QUEUE = Arg("--no-queue", "fail when this host has no room now, instead of w
 _SNAPSHOT = Arg("NAME", "the snapshot's name", required=True)
 _LOST = "files under / that came later are lost, /work is not touched"
 
-_ENV = Arg("--env", "variable for the agent; KEY alone takes it from here; repeatable",
-           value="KEY=VALUE", many=True)  # fmt: skip
-
 _PLAN = (
     Arg("--repo", "git URL, or a path on this machine", value="REPO", required=True),
     Arg("--ref", "branch, tag or commit; default: HEAD", value="REF"),
@@ -44,7 +41,8 @@ _PLAN = (
         kind="duration"),
     Arg("--depth", "commits of history to fetch from a git URL, 0 for all; default: 1",
         value="N", kind="count"),
-    _ENV,
+    Arg("--env", "variable for the agent; KEY alone takes it from here; repeatable",
+        value="KEY=VALUE", many=True),
     Arg("--label", "label of the job; repeatable", value="KEY=VALUE", many=True),
 )  # fmt: skip
 
@@ -240,7 +238,8 @@ COMMANDS: tuple[Command, ...] = (
                 verbatim=True),
             Arg("--user", "who runs it; default: agent", value="USER"),
             Arg("--workdir", "where; default: /work, or the user's home without it", value="DIR"),
-            _ENV,
+            Arg("--env", "variable for it; KEY alone takes it from here; repeatable",
+                value="KEY=VALUE", many=True),
             Arg("--stdin", "send it our stdin also from a terminal (-i)"),
         ),
         _C + "sandbox_exec:exec_", "agentlab sandbox exec 1003 -- git status",

@@ -110,7 +110,7 @@ class Programs:
         """
         program = render_program(order)
         words = ["0", "0", _seconds(wait), order.user, str(len(program)),
-                 "input" if order.input else "", scripts.KEEPER]  # fmt: skip
+                 "input" if order.input else "none", scripts.KEEPER]  # fmt: skip
         result = self._call("start", scripts.START, name, words, program, wait)
         refused = result.stdout.strip()
         if refused == b"refused user":
@@ -138,7 +138,7 @@ class Programs:
         """
         if len(content) > MAX_INPUT:
             raise TooLarge(f"cannot take more than {MAX_INPUT} bytes of input at once")
-        total = str(offset + len(content)) if last else ""
+        total = str(offset + len(content)) if last else "more"
         parts = [content[at : at + self.most] for at in range(0, len(content), self.most)]
         tasks = [(offset + n * self.most, part) for n, part in enumerate(parts)] or [(offset, b"")]
         until = Deadline.after(wait)

@@ -36,6 +36,7 @@ class ShellGuest:
         self, vmid: int, argv: Sequence[str], *, owner: str, stdin: bytes = b"", timeout: float
     ) -> ExecResult:
         assert len(stdin) <= self.most_stdin
+        assert all(argv), "an empty word gets lost on the way"
         assert all(word.isascii() and "\0" not in word for word in argv)
         assert sum(map(len, argv)) < 60_000
         assert argv[4] == BASE

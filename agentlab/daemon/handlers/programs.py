@@ -48,11 +48,11 @@ def start(daemon: Daemon, request: Request[m.ExecRequest]) -> m.ExecOutput:
     sandbox = _usable(daemon, request)
     programs = _programs(daemon, sandbox)
     programs.check(asked.id)
-    use.mark_used(daemon.world, sandbox.vmid)
     name = one_line(asked.argv[0])[:200]
     use.note_program_start(daemon.world, sandbox, asked.id, name, asked.user)
     with _power_of(daemon, sandbox):
         heard = programs.start(asked.id, order, wait=wait)
+    use.mark_used(daemon.world, sandbox.vmid)
     return _told(daemon, sandbox, asked.id, heard)
 
 

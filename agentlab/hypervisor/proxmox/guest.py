@@ -21,9 +21,12 @@ from agentlab.hypervisor.proxmox.inventory import Found
 from agentlab.hypervisor.proxmox.machines import Part
 from agentlab.hypervisor.proxmox.transport import NoSuchPid, NoSuchVM, NotRunning, Refused
 
-# $0 is the name of this run: whoever comes second finds it taken and runs nothing.
+# $0 is the name of this run: whoever comes second finds it taken and runs nothing.  One run of 256
+# takes away the names of those that nobody can ask for any more.
 _ONCE = (
     'umask 077; d=/run/agentlab/exec; n=$0; mkdir -p "$d"; '
+    'case $n in 00*) find "$d" -mindepth 1 -maxdepth 1 -type d -mmin +60 '
+    "-exec rmdir {} + 2>/dev/null ;; esac; "
     'mkdir "$d/$n" 2>/dev/null || { [ -d "$d/$n" ] && n="$n again"; echo "$n" >&2; exit 125; }; '
     'command -v -- "$1" >/dev/null 2>&1 || { echo "$n absent" >&2; exit 125; }; '
 )

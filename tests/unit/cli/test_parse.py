@@ -192,3 +192,19 @@ def test_docs_checks_and_writes(cli: Run, tmp_path: Path) -> None:
 
 def test_manual_names_every_exit_status() -> None:
     assert [code for code, _ in manual.EXIT_CODES] == [0, 1, 2, 3, 4, 5, 6, 130]
+
+
+def test_what_follows_the_dashes_is_taken_as_it_is() -> None:
+    words = ["ls", "-la", "--json", "--", "-x", ""]
+    line = parse(["sandbox", "exec", "--user", "root", "-i", "1003", "--", *words])
+    assert line.args.many("COMMAND") == words
+    assert (line.args.text("SANDBOX"), line.args.text("--user")) == ("1003", "root")
+    assert line.args.flag("--stdin")
+    assert not line.args.flag("--json")
+    assert parse(["sandbox", "exec", "1003", "ls"]).args.many("COMMAND") == ["ls"]
+    with pytest.raises(Usage, match="-la"):
+        parse(["sandbox", "exec", "1003", "ls", "-la"])
+    with pytest.raises(Usage, match="COMMAND is missing"):
+        parse(["sandbox", "exec", "1003", "--"])
+    assert line.command is not None
+    assert manual.synopsis(line.command) == "sandbox exec SANDBOX [FLAGS] -- COMMAND…"

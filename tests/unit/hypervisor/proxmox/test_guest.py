@@ -216,3 +216,16 @@ def test_nothing_is_said_to_a_strangers_guest(driver: ProxmoxGuest, machine: Gue
     with pytest.raises(NotOurs):
         driver.file_write(1012, "/run/agentlab/bootstrap.json", b"a token", owner="other")
     assert machine.ran == 0
+
+
+def test_names_of_old_runs_are_taken_away(
+    driver: ProxmoxGuest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "exec/old", tmp_path / "exec/new"
+    old.mkdir(parents=True)
+    new.mkdir()
+    os.utime(old, (1, 1))
+    for first, there in (("a", True), ("00", False)):
+        monkeypatch.setattr(guest.secrets, "token_hex", lambda n, first=first: first * n)
+        driver.exec(1012, ["/bin/true"], owner=OWNER, timeout=5)
+        assert (old.exists(), new.exists()) == (there, True)
