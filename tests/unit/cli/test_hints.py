@@ -21,18 +21,16 @@ _TO_COME = {"workspace detach"}
 
 def texts(path: Path) -> Iterator[str]:
     """Every text in a program's code that is no docstring, with what is filled in left out."""
-    tree = ast.parse(path.read_text())
-    spoken = {id(each.value) for each in ast.walk(tree) if isinstance(each, ast.Expr)}
-    inside = {
-        id(v) for each in ast.walk(tree) if isinstance(each, ast.JoinedStr) for v in each.values
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr):
-            parts = [v.value if isinstance(v, ast.Constant) else "X" for v in node.values]
-            yield "".join(str(part) for part in parts)
-        elif isinstance(node, ast.Constant) and id(node) not in spoken | inside:
-            if isinstance(node.value, str):
-                yield node.value
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    skipped = {id(each.value) for each in nodes if isinstance(each, ast.Expr)}
+    filled = [each for each in nodes if isinstance(each, ast.JoinedStr)]
+    skipped |= {id(part) for each in filled for part in each.values}
+    for each in filled:
+        parts = [part.value if isinstance(part, ast.Constant) else "X" for part in each.values]
+        yield "".join(str(part) for part in parts)
+    for node in nodes:
+        if isinstance(node, ast.Constant) and id(node) not in skipped:
+            yield str(node.value)
 
 
 def told() -> Iterator[tuple[str, str]]:
