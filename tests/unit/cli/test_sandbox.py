@@ -97,6 +97,7 @@ def test_lost_replies_do_it_once(cli: Run, world: FakeDaemon, line: str, endpoin
     status, _, err = cli(*line.split())
     assert status == 0, err
     assert world.seen.count(endpoint) == 2
+    assert len(world.world.keys) == 1
 
 
 def test_new_that_fails_says_what_of(cli: Run, world: FakeDaemon) -> None:
