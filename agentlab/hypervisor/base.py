@@ -305,6 +305,13 @@ class Volumes(Protocol):
         """All volumes of this owner, attached or not."""
         ...
 
+    def attached(self, vmid: int, *, owner: str) -> Sequence[str]:
+        """The volids of this owner's volumes that a machine has now; NotFound, NotOurs.
+
+        Asked of the machine alone: it needs no right on any storage, and no list of volumes.
+        """
+        ...
+
     def allot(self, number: int, size: int, *, storage: str = "", owner: str) -> str:
         """Makes an empty volume, or finds the one of this number; its volid.
 
@@ -333,7 +340,10 @@ class Volumes(Protocol):
         ...
 
     def snapshot_volume(self, volid: str, name: str, *, owner: str) -> None:
-        """Takes a snapshot of a detached volume; a name that exists: Conflict."""
+        """Takes a snapshot of a detached volume; a name that exists: Conflict.
+
+        Whether it is from an earlier call that was cut off, the caller alone can know.
+        """
         ...
 
     def rollback_volume(self, volid: str, name: str, *, owner: str) -> None:
@@ -345,7 +355,7 @@ class Volumes(Protocol):
         ...
 
     def volume_snapshots(self, volid: str, *, owner: str) -> Sequence[str]:
-        """Names, oldest first."""
+        """Names, oldest first, of a volume that may be attached."""
         ...
 
     def clone_volume(self, volid: str, number: int, *, snapshot: str = "", owner: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -12,14 +13,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agentlab.clock import Deadline
-from agentlab.errors import Busy
+from agentlab.errors import Busy, NotFound, Unavailable
 
 _POLL = 0.02
+_WRITING = 600.0  # seconds after which nobody writes a small file any more
 _YOUNG = 10.0  # seconds that a new directory may take to get its lock
 
 
 def write_durable(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Replaces a file whole: after a crash it is the old one or the new one, on disk."""
+    """Replaces a file whole: after a crash it is the old one or the new one, on disk.
+
+    What a writer that was killed has left beside it goes with a later writing.
+    """
+    for left in path.parent.glob(f".{path.name}.*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > _WRITING:
+                left.unlink()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
@@ -88,6 +97,46 @@ def new_directory(parent: Path, name: str) -> Iterator[Path]:
         os.close(descriptor)
         if path.exists():
             shutil.rmtree(path, ignore_errors=True)
+
+
+def put_in_place(work: Path, path: Path) -> bool:
+    """Gives what was made its name; False when there is something of that name already."""
+    try:
+        work.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        return False
+    sync_directory(path.parent)
+    return True
+
+
+@contextlib.contextmanager
+def locked_directory(path: Path, *, timeout: float, verb: str, what: str) -> Iterator[None]:
+    """Holds a directory for one operation; NotFound when it is not there, or no longer."""
+    absent = NotFound(f"cannot {verb} {what}: it is not there")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        raise absent from None
+    except OSError as error:
+        raise Unavailable(f"cannot {verb} {what}: {error.strerror}") from error
+    try:
+        wait_lock(descriptor, Deadline.after(timeout), what)
+        # It may have been removed, and made anew, while we waited.
+        if not _is(path, descriptor):
+            raise absent
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is(path: Path, descriptor: int) -> bool:
+    try:
+        here = path.stat()
+    except FileNotFoundError:
+        return False
+    return here.st_ino == os.fstat(descriptor).st_ino
 
 
 def sweep(parent: Path, before: Callable[[Path], None] = lambda _: None, *, ours: str = "") -> None:

@@ -86,8 +86,7 @@ class _Disks:
         """The volumes of ours that this machine has now."""
         if self.volumes is None:
             return []
-        held = self.volumes.volumes(owner=self._world.installation)
-        return [each.volid for each in held if vmid in each.attached]
+        return list(self.volumes.attached(vmid, owner=self._world.installation))
 
     def attach(self, call: Call) -> Result:
         found = call.outputs["detach"].get("volumes") if "detach" in call.outputs else None

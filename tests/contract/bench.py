@@ -10,14 +10,17 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
+from typing import cast
 
-from agentlab.hypervisor.base import Hypervisor, MachineSpec, Nic
+from agentlab.hypervisor.base import Hypervisor, MachineSpec, Nic, Volumes
 from agentlab.hypervisor.local import process
 from agentlab.hypervisor.local.driver import LocalHypervisor
+from agentlab.hypervisor.local.volume_dir import parse_volid
 from agentlab.hypervisor.proxmox.driver import ProxmoxHypervisor
 from agentlab.hypervisor.proxmox.node import NodeTools
 from agentlab.hypervisor.proxmox.settings import Settings
 from agentlab.hypervisor.proxmox.transport import Transport
+from tests.fakes.pve.files import FileNode
 from tests.fakes.pve.lab import LabNode
 from tests.fakes.pve.serving import Served
 
@@ -46,6 +49,18 @@ class Bench(ABC):
     @abstractmethod
     def leftovers(self) -> list[str]:
         """What lies about and belongs to no machine."""
+
+    @abstractmethod
+    def image(self, volid: str) -> Path:
+        """The file that a volume's content is in."""
+
+    @property
+    def volumes(self) -> Volumes:
+        assert self.hypervisor.capabilities.volumes
+        return cast("Volumes", self.hypervisor)
+
+    def allot(self, number: int = 990000, size: int = 64, owner: str = OWNER) -> str:
+        return self.volumes.allot(number, size, storage="local", owner=owner)
 
     @abstractmethod
     def kill(self, vmid: int) -> None:
@@ -99,6 +114,8 @@ class Bench(ABC):
         for machine in self.hypervisor.inventory():
             if machine.owner:
                 self.hypervisor.destroy(machine.vmid, owner=machine.owner)
+        for volume in self.volumes.volumes(owner=OWNER):
+            self.volumes.free(volume.volid, owner=OWNER)
         for tap in self.taps:
             subprocess.run(["ip", "link", "delete", tap], check=True)
 
@@ -133,6 +150,10 @@ class LocalBench(Bench):
         subprocess.run(
             ["kill", "-9", (self.root / str(vmid) / "pid").read_text().strip()], check=True
         )
+
+    def image(self, volid: str) -> Path:
+        assert isinstance(self.hypervisor, LocalHypervisor)
+        return self.hypervisor.volume(parse_volid(volid)[0]).image
 
     def leftovers(self) -> list[str]:
         known = {str(machine.vmid) for machine in self.hypervisor.inventory()}
@@ -173,6 +194,10 @@ class ProxmoxBench(Bench):
         yield
         with self.served.paused() as node:
             node.failures.clear()
+
+    def image(self, volid: str) -> Path:
+        assert isinstance(self.served.node, FileNode)
+        return self.served.node.path(volid)
 
     def kill(self, vmid: int) -> None:
         node = self.served.node

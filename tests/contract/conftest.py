@@ -31,6 +31,7 @@ from agentlab.runner_file import runner_bytes
 from agentlab.secret import Secret
 from tests.contract.bench import Bench, LocalBench, ProxmoxBench, settings
 from tests.fakes.pve.commands import make_commands
+from tests.fakes.pve.files import FileNode
 from tests.fakes.pve.lab import LabNode
 from tests.fakes.pve.node import ProxmoxNode, SimulatedGuests
 from tests.fakes.pve.serving import Served, serve
@@ -172,6 +173,47 @@ def proxmox_shell(
     )
 
 
+@pytest.fixture(params=["local", "api", "shell"])
+def storing(request: pytest.FixtureRequest) -> Bench:
+    """Each driver in turn, with volumes that are real files, and machines too small to boot."""
+    if request.param == "local":
+        found = request.getfixturevalue("local_bench")
+    else:
+        found = request.getfixturevalue(f"storing_{request.param}")
+    assert isinstance(found, Bench)
+    return found
+
+
+@pytest.fixture
+def file_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """As `node`, with a storage that has files in it; on it, as root, the daemon runs."""
+    made = FileNode(tmp_path / "lab")
+    made.make_template(name="debian-12", size=1 << 30)
+    empty = tmp_path / "empty.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(empty), "1G"], check=True)
+    made.import_disk(empty, "local:9000/base-9000-disk-0.qcow2")
+    made.make_vm(100, "production", description="not to be touched")
+    with serve(made, tmp_path) as served:
+        programs = make_commands(served, tmp_path / "bin")
+        made.pvesh_secs = 0.0
+        monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+        yield served
+
+
+@pytest.fixture
+def storing_api(file_node: Served) -> Iterator[ProxmoxBench]:
+    with closing(connect_api(file_node)) as transport:
+        yield from _proxmox(file_node, lambda: transport, NodeTools(file_node.node.node))
+
+
+@pytest.fixture
+def storing_shell(file_node: Served, tmp_path: Path) -> Iterator[ProxmoxBench]:
+    name = file_node.node.node
+    yield from _proxmox(
+        file_node, lambda: PveshTransport(name, tmp_path / "spool", scope=False), NodeTools(name)
+    )
+
+
 @pytest.fixture(params=["api", "shell"])
 def proxmox(request: pytest.FixtureRequest) -> ProxmoxBench:
     """The Proxmox driver by each transport."""
@@ -246,6 +288,7 @@ def _powered(
 # The table of cases and drivers, at the end of a run
 
 _DRIVERS = ("local", "api", "shell")
+_SHARED = [Path(__file__).with_name(name) for name in ("test_hypervisor.py", "test_volumes.py")]
 _RESULTS = pytest.StashKey[dict[str, dict[str, str]]]()
 
 
@@ -255,7 +298,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     driver = item.nodeid.rpartition("[")[2].rstrip("]")
-    if item.path.name == "test_hypervisor.py" and driver in _DRIVERS:
+    if item.path in _SHARED and driver in _DRIVERS:
         case = getattr(item, "originalname", item.name).removeprefix("test_").replace("_", " ")
         row = item.config.stash.setdefault(_RESULTS, {}).setdefault(case, {})
         if report.when == "call" or report.outcome != "passed":

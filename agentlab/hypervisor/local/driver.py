@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from agentlab.hypervisor.base import Capabilities, Hypervisor
+from agentlab.hypervisor.base import Capabilities, Hypervisor, Volumes
 from agentlab.hypervisor.local.accelerator import SLOWNESS
 from agentlab.hypervisor.local.guest import LocalGuest
 from agentlab.hypervisor.local.machines import LocalMachines
 from agentlab.hypervisor.local.snapshots import LocalSnapshots
+from agentlab.hypervisor.local.volumes import LocalVolumes
 
 
-class LocalHypervisor(LocalMachines, LocalSnapshots, LocalGuest):
+class LocalHypervisor(LocalMachines, LocalSnapshots, LocalVolumes, LocalGuest):
     """QEMU processes on this host; needs root for their taps.
 
     It keeps nothing in memory but the last look at each QEMU's processor time: all else that it
@@ -25,6 +26,8 @@ class LocalHypervisor(LocalMachines, LocalSnapshots, LocalGuest):
             accelerator=accelerator,
             slowness=SLOWNESS[accelerator],
             memory_start=self.starts_from_memory(),
+            volumes=True,
+            volume_tools=True,
             exec_stdin=256 << 10,
         )
 
@@ -35,3 +38,4 @@ class LocalHypervisor(LocalMachines, LocalSnapshots, LocalGuest):
 
 
 _: type[Hypervisor] = LocalHypervisor
+_volumes: type[Volumes] = LocalVolumes

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import struct
+import time
 from pathlib import Path
 from typing import Any
 
 from agentlab import run
-from agentlab.errors import Unavailable
+from agentlab.clock import Deadline
+from agentlab.errors import Busy, Unavailable
 
 _TIMEOUT = 120.0
+_LONG = 12 * 3600.0  # for as long as a copy may take
+_PATIENCE = 30.0
 _MIB = 1 << 20
 
 
@@ -19,9 +24,20 @@ def create_overlay(path: Path, backing: Path) -> None:
     run.run(["qemu-img", "create", "-q", *over, path], timeout=_TIMEOUT)
 
 
+def create_empty(path: Path, mib: int) -> None:
+    run.run(["qemu-img", "create", "-q", "-f", "qcow2", path, f"{mib}M"], timeout=_TIMEOUT)
+
+
 def create_copy(path: Path, source: Path) -> None:
     """An image of its own with the same content."""
     run.run(["qemu-img", "convert", "-q", "-O", "qcow2", source, path], timeout=15 * 60)
+
+
+def copy_volume(path: Path, source: Path, snapshot: str) -> None:
+    """An image of its own with the content of now, or of a snapshot; none of its snapshots."""
+    since = ("-l", f"snapshot.name={snapshot}") if snapshot else ()
+    words = ["qemu-img", "convert", "-q", "-f", "qcow2", "-O", "qcow2", *since, source, path]
+    run.run(words, timeout=_LONG)
 
 
 def change_backing(path: Path, backing: Path) -> None:
@@ -35,10 +51,19 @@ def size(path: Path) -> int:
     return -(-int(_info(path)["virtual-size"]) // _MIB)
 
 
+def header_size(path: Path) -> int:
+    """As `size`, from the image's own header (qcow2.txt of QEMU): also while a QEMU has it."""
+    with path.open("rb") as file:
+        magic, size = struct.unpack(">4s20xQ", file.read(32).ljust(32, b"\0"))
+    if magic != b"QFI\xfb":
+        raise Unavailable(f"cannot read {path}: it is no qcow2 image")
+    return -(-int(size) // _MIB)
+
+
 def grow(path: Path, mib: int) -> None:
     """Makes the disk at least so large; never smaller."""
     if size(path) < mib:
-        run.run(["qemu-img", "resize", "-q", "-f", "qcow2", path, f"{mib}M"], timeout=_TIMEOUT)
+        _change("resize", "-q", "-f", "qcow2", path, f"{mib}M")
 
 
 def snapshots(path: Path) -> list[str]:
@@ -47,19 +72,41 @@ def snapshots(path: Path) -> list[str]:
 
 
 def take_snapshot(path: Path, name: str) -> None:
-    run.run(["qemu-img", "snapshot", "-q", "-c", name, path], timeout=_TIMEOUT)
+    _change("snapshot", "-q", "-c", name, path)
 
 
 def apply_snapshot(path: Path, name: str) -> None:
-    run.run(["qemu-img", "snapshot", "-q", "-a", name, path], timeout=_TIMEOUT)
+    _change("snapshot", "-q", "-a", name, path)
 
 
 def delete_snapshot(path: Path, name: str) -> None:
-    run.run(["qemu-img", "snapshot", "-q", "-d", name, path], timeout=_TIMEOUT)
+    _change("snapshot", "-q", "-d", name, path)
+
+
+def mend_leaks(path: Path) -> None:
+    """Gives back the room that a qemu-img which was killed had taken and not used."""
+    _change("check", "-q", "-f", "qcow2", "-r", "leaks", path)
+
+
+def _change(*words: str | Path) -> None:
+    """Runs qemu-img once nobody else has the image: one that a killed daemon left ends soon."""
+    deadline = Deadline.after(_PATIENCE)
+    while True:
+        try:
+            run.run(["qemu-img", *words], timeout=_TIMEOUT)
+        except run.CommandFailed as failed:
+            if b'Failed to get "write" lock' not in failed.completed.stderr:
+                raise
+            if deadline.passed:
+                raise Busy(f"cannot change {words[-1]}: another process has it open") from failed
+            time.sleep(0.1)
+        else:
+            return
 
 
 def _info(path: Path) -> dict[str, Any]:
-    done = run.run(["qemu-img", "info", "--output=json", path], timeout=_TIMEOUT)
+    # -U: what is read here is whole also while a QEMU has the image open
+    done = run.run(["qemu-img", "info", "-U", "--output=json", path], timeout=_TIMEOUT)
     try:
         document = json.loads(done.stdout)
     except ValueError as error:

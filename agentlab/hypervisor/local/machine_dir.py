@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -13,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from agentlab.clock import Deadline, now
+from agentlab.clock import now
 from agentlab.errors import Conflict, NotFound, NotOurs, Unavailable
 from agentlab.hypervisor.base import MachineSpec, Nic
-from agentlab.hypervisor.files import wait_lock, write_durable
+from agentlab.hypervisor.files import locked_directory, write_durable
 
 RECORD = "machine.json"
 DISK = "disk.qcow2"
@@ -64,6 +63,7 @@ class Record:
     spec: MachineSpec | None = None
     run: Run | None = None
     marks: tuple[Mark, ...] = ()
+    volume: str = ""  # the volid of the volume that it has as its work disk
 
     @classmethod
     def new(cls, vmid: int, *, name: str, owner: str, template: str) -> Record:
@@ -109,7 +109,7 @@ def parse_record(content: bytes) -> Record:
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a machine record: {error}") from error
     words = [record.name, record.owner, record.template, record.uuid, record.machine_id]
-    words += [record.state, record.backing]
+    words += [record.state, record.backing, record.volume]
     if not isinstance(record.vmid, int) or not all(isinstance(word, str) for word in words):
         raise ValueError("not a machine record: a value has the wrong type")
     return record
@@ -188,28 +188,9 @@ class MachineDir:
     @contextlib.contextmanager
     def locked(self, verb: str) -> Iterator[None]:
         """Holds the machine for one operation; NotFound when it is not there, or no longer."""
-        absent = NotFound(f"cannot {verb} machine {self.vmid}: there is no such machine")
-        try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        except (FileNotFoundError, NotADirectoryError):
-            raise absent from None
-        except OSError as error:
-            raise Unavailable(f"cannot {verb} machine {self.vmid}: {error.strerror}") from error
-        try:
-            wait_lock(descriptor, Deadline.after(LOCK_TIMEOUT), f"machine {self.vmid}")
-            # It may have been destroyed, and made anew, while we waited.
-            if not self._is(descriptor):
-                raise absent
+        what = f"machine {self.vmid}"
+        with locked_directory(self.path, timeout=LOCK_TIMEOUT, verb=verb, what=what):
             yield
-        finally:
-            os.close(descriptor)
-
-    def _is(self, descriptor: int) -> bool:
-        try:
-            here = self.path.stat()
-        except FileNotFoundError:
-            return False
-        return here.st_ino == os.fstat(descriptor).st_ino
 
 
 def needs_spec(record: Record, verb: str) -> MachineSpec:

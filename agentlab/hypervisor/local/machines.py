@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -10,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from agentlab.clock import Deadline
-from agentlab.errors import AgentLabError, Busy, Conflict, Invalid, NotFound, Unavailable
+from agentlab.errors import AgentLabError, Busy, Conflict, Invalid, NotFound
 from agentlab.hypervisor.base import Machine, MachineSpec, Power, Template
-from agentlab.hypervisor.files import new_directory, remove_tree, sweep, sync_directory
+from agentlab.hypervisor.files import new_directory, put_in_place, remove_tree, sweep
 from agentlab.hypervisor.files import wait_lock as wait_for_lock
 from agentlab.hypervisor.local import images, process
 from agentlab.hypervisor.local.agent import Agent
@@ -24,6 +23,7 @@ from agentlab.hypervisor.local.machine_dir import (
 )
 from agentlab.hypervisor.local.memory import MemorySnapshot
 from agentlab.hypervisor.local.place import Place
+from agentlab.hypervisor.local.plug import plug
 from agentlab.hypervisor.local.power import (
     look,
     power_off,
@@ -46,12 +46,9 @@ class LocalMachines(Place):
     """Implements `base.Machines`."""
 
     def inventory(self) -> Sequence[Machine]:
-        try:
-            names = os.listdir(self.root)
-        except OSError as error:
-            raise Unavailable(f"cannot read the machines: {error}") from error
+        vmids = self.vmids()
         sweep(self.root)
-        found = (self.status(int(name)) for name in sorted(names) if _is_vmid(name))
+        found = (self.status(vmid) for vmid in vmids)
         machines = [machine for machine in found if machine is not None]
         self.usage.keep([machine.vmid for machine in machines])
         return machines
@@ -105,14 +102,9 @@ class LocalMachines(Place):
                 images.create_overlay(work / DISK, info.disk)
             MachineDir(work).write(record)
             mark_used(info, record.uuid, machine.path.absolute() / "machine.json")
-            try:
-                work.rename(machine.path)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    raise
+            if not put_in_place(work, machine.path):
                 unmark_used(self.template_dir, info.key, record.uuid)
                 machine.owned(record.owner, "clone")
-            sync_directory(self.root)
 
     def configure(self, vmid: int, spec: MachineSpec, *, owner: str) -> None:
         _check(spec)
@@ -133,7 +125,10 @@ class LocalMachines(Place):
         snapshot = self._snapshot_for(record, spec)
         with machine.locked("start"):
             record = machine.owned(owner, "start")
+            work = self.work_image(record)
             if take_up(machine, record):
+                if work is not None:
+                    plug(machine.path, work)
                 return
             if needs_spec(record, "start") != spec:
                 raise Busy(f"cannot start machine {vmid}: it was configured anew meanwhile")
@@ -141,7 +136,9 @@ class LocalMachines(Place):
             accelerator = self.chosen_accelerator()
             if snapshot is not None and _fits(record, snapshot):
                 try:
-                    power_on_from_memory(machine, record, spec, template, accelerator, snapshot)
+                    power_on_from_memory(
+                        machine, record, spec, template, accelerator, snapshot, work
+                    )
                 except Conflict:
                     raise
                 except AgentLabError as error:
@@ -151,7 +148,7 @@ class LocalMachines(Place):
                     record = machine.owned(owner, "start")
                 else:
                     return
-            power_on_cold(machine, record, spec, template, accelerator)
+            power_on_cold(machine, record, spec, template, accelerator, work)
 
     def _snapshot_for(self, record: Record, spec: MachineSpec) -> MemorySnapshot | None:
         """The memory snapshot to start from; None when the machine has to boot."""
@@ -226,10 +223,6 @@ class LocalMachines(Place):
 
 def _fits(record: Record, snapshot: MemorySnapshot) -> bool:
     return record.state == "" and (record.backing == snapshot.name or record.movable)
-
-
-def _is_vmid(name: str) -> bool:
-    return name.isascii() and name.isdecimal() and str(int(name)) == name
 
 
 def _check(spec: MachineSpec) -> None:

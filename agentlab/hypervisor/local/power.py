@@ -17,6 +17,7 @@ from agentlab.hypervisor.local.memory import (
     template_launch,
     wait_qmp,
 )
+from agentlab.hypervisor.local.plug import plug
 from agentlab.hypervisor.local.qemu import Boot, Launch, Memory, render_argv
 from agentlab.hypervisor.local.qmp import open_qmp
 from agentlab.hypervisor.local.seed import write_seed
@@ -69,6 +70,7 @@ def power_on_from_memory(
     template: TemplateInfo,
     accelerator: str,
     snapshot: MemorySnapshot,
+    work: Path | None,
 ) -> None:
     """Starts a machine with the template's memory; only for a disk that nobody has written to."""
     _need_tap(spec)
@@ -86,6 +88,8 @@ def power_on_from_memory(
         if spec.disk > DISK_MIB:
             with open_qmp(machine.path) as qemu:
                 qemu.execute("block_resize", device="d0", size=spec.disk << 20)
+        if work is not None:
+            plug(machine.path, work)
     except AgentLabError:
         process.kill(machine.path, record.uuid)
         raise
@@ -98,6 +102,7 @@ def power_on_cold(
     spec: MachineSpec,
     template: TemplateInfo,
     accelerator: str,
+    work: Path | None,
 ) -> None:
     """Boots the kernel; cloud-init reads the seed."""
     _need_tap(spec)
@@ -112,6 +117,12 @@ def power_on_cold(
     boot = Boot(template.kernel, template.initrd, f"systemd.machine_id={record.machine_id}")
     plan = replace(_as(plan, record, spec), mac=spec.nic.mac, boot=boot, seed=True)
     _launch(machine, plan)
+    if work is not None:
+        try:
+            plug(machine.path, work)
+        except AgentLabError:
+            process.kill(machine.path, record.uuid)
+            raise
     _go(machine, record)
 
 

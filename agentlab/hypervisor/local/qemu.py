@@ -15,6 +15,7 @@ from agentlab.hypervisor.local import agent, process, qmp
 from agentlab.hypervisor.local.machine_dir import DISK, SEED
 
 PROGRAM = "qemu-system-x86_64"
+WORK_PORT = "work-port"  # where a work disk is put in, before the CPUs run or later
 
 # No process, no privilege, no odd system call from inside QEMU: it needs none.
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -104,6 +105,7 @@ def render_argv(launch: Launch) -> list[str]:
         *("-device", "virtio-rng-pci,rng=rng"),
         *("-netdev", f"tap,id=n0,ifname={launch.tap},script=no,downscript=no,vhost=off"),
         *("-device", f"virtio-net-pci,netdev=n0,mac={launch.mac},romfile="),
+        *("-device", f"pcie-root-port,id={WORK_PORT},chassis=1"),
         *("-kernel", str(launch.boot.kernel)),
         *("-initrd", str(launch.boot.initrd)),
         *("-append", kernel),

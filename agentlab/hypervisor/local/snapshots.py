@@ -39,6 +39,7 @@ class LocalSnapshots(Place):
     def snapshot(self, vmid: int, name: str, *, owner: str) -> None:
         check_snapshot(name)
         with self._stopped(vmid, owner, "take a snapshot of") as (machine, record):
+            _refuse_volume(record, "take a snapshot of")
             for mark in record.marks:
                 if mark.name == name and mark.state == record.state:
                     return
@@ -52,6 +53,7 @@ class LocalSnapshots(Place):
 
     def rollback(self, vmid: int, name: str, *, owner: str) -> None:
         with self._stopped(vmid, owner, "roll back") as (machine, record):
+            _refuse_volume(record, "roll back")
             for mark in record.marks:
                 if mark.name == name:
                     # until it is done, the disk is in no state that anything fits
@@ -96,3 +98,12 @@ class LocalSnapshots(Place):
                 raise Conflict(f"cannot {verb} machine {vmid}: it has power", hint="stop it first")
             # A start that was cut off may have left a QEMU that holds the disk.
             yield machine, power_off(machine, record)
+
+
+def _refuse_volume(record: Record, verb: str) -> None:
+    # As on Proxmox, where it would be a part of them.
+    if record.volume:
+        raise Conflict(
+            f"cannot {verb} machine {record.vmid}: volume {record.volume} is attached to it",
+            hint="detach the workspace first: agentlab workspace detach",
+        )

@@ -321,7 +321,8 @@ class NodeTools:
 def _info(plan: Plan, what: str) -> dict[str, Any]:
     if not Path(plan.name).is_file():
         raise NoSuchVolume(f"{what}: there is no such volume")
-    said = _do(["qemu-img", "info", "--output=json", "-f", plan.tool, plan.name], what)
+    # -U: what is read here is whole also while a QEMU has the image open
+    said = _do(["qemu-img", "info", "-U", "--output=json", "-f", plan.tool, plan.name], what)
     try:
         document = json.loads(said)
     except ValueError as error:

@@ -50,6 +50,10 @@ class ProxmoxVolumes(Part):
             for volid, size in self._content(owner).items()
         ]
 
+    def attached(self, vmid: int, *, owner: str) -> Sequence[str]:
+        held = self._held(self._inventory.ours(vmid, owner, "look at the volumes of"))
+        return sorted(volid for volid in held if volume_owner(volid)[1] == owner)
+
     def _content(self, owner: str) -> dict[str, int]:
         """Volumes with this owner's name on all storages of the node: size in MiB by volid."""
         listed = self._api.get(
@@ -227,8 +231,13 @@ class ProxmoxVolumes(Part):
 
     # --- what REST lacks, by the node's own programs ---
 
-    def _tool(self, volid: str, owner: str, verb: Verb) -> tuple[Storage, str]:
-        """Storage and volume name for a tool that works on a detached volume of ours."""
+    def _tool(
+        self, volid: str, owner: str, verb: Verb, *, attached: bool = False
+    ) -> tuple[Storage, str]:
+        """Storage and volume name for a tool that works on a detached volume of ours.
+
+        With `attached` it may be attached: the tool only looks.
+        """
         self._need_ours(volid, owner, verb)
         name, _, volume = volid.partition(":")
         storage = self._storage(name)
@@ -238,7 +247,8 @@ class ProxmoxVolumes(Part):
                 f"cannot {verb} volume {volid}: Proxmox's API has no call for it, and agentlabd "
                 f"does not run as root on node {self._node}"
             )
-        self._need_detached(volid, owner, verb)
+        if not attached:
+            self._need_detached(volid, owner, verb)
         return storage, volume
 
     def move(self, volid: str, storage: str, *, owner: str) -> str:
@@ -267,6 +277,7 @@ class ProxmoxVolumes(Part):
         return made
 
     def grow(self, volid: str, size: int, *, owner: str) -> None:
+        self._need_ours(volid, owner, "grow")
         have = self._content(owner).get(volid)
         if have is None:
             raise NotFound(f"cannot make volume {volid} larger: there is no such volume")
@@ -292,7 +303,7 @@ class ProxmoxVolumes(Part):
         self._tools.delete_snapshot(storage, volume, name)
 
     def volume_snapshots(self, volid: str, *, owner: str) -> Sequence[str]:
-        storage, volume = self._tool(volid, owner, "snapshots")
+        storage, volume = self._tool(volid, owner, "snapshots", attached=True)
         return self._tools.snapshots(storage, volume)
 
     def clone_volume(self, volid: str, number: int, *, snapshot: str = "", owner: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agentlab.errors import Busy, Conflict, Denied, NotFound, NotOurs, Unavailable, Unsupported
+from agentlab.errors import Busy, Conflict, Denied, NotOurs, Unavailable, Unsupported
 from agentlab.hypervisor.base import MachineSpec, Power
 from agentlab.hypervisor.load import Resource
 from agentlab.hypervisor.proxmox import names
@@ -468,46 +468,6 @@ def test_a_second_network_of_the_template_is_taken_away(proxmox: ProxmoxBench) -
 # Volumes
 
 
-def test_a_volume_outlives_its_machines(proxmox: ProxmoxBench) -> None:
-    hypervisor = driver(proxmox)
-    made(proxmox)
-    volid = hypervisor.allot(990000, 64, storage="local", owner=OWNER)
-    assert hypervisor.allot(990000, 64, storage="local", owner=OWNER) == volid
-    hypervisor.attach(1012, volid, owner=OWNER)
-    hypervisor.attach(1012, volid, owner=OWNER)
-    (volume,) = hypervisor.volumes(owner=OWNER)
-    assert (volume.volid, volume.size, volume.attached) == (volid, 64, (1012,))
-    hypervisor.destroy(1012, owner=OWNER)
-    (volume,) = hypervisor.volumes(owner=OWNER)
-    assert volume.attached == ()
-    hypervisor.free(volid, owner=OWNER)
-    hypervisor.free(volid, owner=OWNER)
-    assert hypervisor.volumes(owner=OWNER) == []
-
-
-def test_a_volume_is_attached_to_one_machine_at_most(proxmox: ProxmoxBench) -> None:
-    hypervisor = driver(proxmox)
-    made(proxmox)
-    made(proxmox, 1013)
-    volid = hypervisor.allot(990000, 64, storage="local", owner=OWNER)
-    hypervisor.attach(1012, volid, owner=OWNER)
-    with pytest.raises(Conflict, match="VM 1012 has it"):
-        hypervisor.attach(1013, volid, owner=OWNER)
-    with pytest.raises(Conflict, match="attached to VM 1012"):
-        hypervisor.free(volid, owner=OWNER)
-    for attempt in (
-        lambda: hypervisor.snapshot(1012, "clean", owner=OWNER),
-        lambda: hypervisor.rollback(1012, "clean", owner=OWNER),
-    ):
-        with pytest.raises(Conflict, match="is attached to it"):
-            attempt()
-    hypervisor.detach(1012, volid, owner=OWNER)
-    hypervisor.detach(1012, volid, owner=OWNER)
-    hypervisor.attach(1013, volid, owner=OWNER)
-    hypervisor.destroy(1013, owner=OWNER)
-    hypervisor.free(volid, owner=OWNER)
-
-
 def test_a_running_machine_gets_and_gives_its_volume_at_once(proxmox: ProxmoxBench) -> None:
     hypervisor = driver(proxmox)
     made(proxmox)
@@ -520,27 +480,15 @@ def test_a_running_machine_gets_and_gives_its_volume_at_once(proxmox: ProxmoxBen
     hypervisor.free(volid, owner=OWNER)
 
 
-def test_a_strangers_volume_is_left_alone(proxmox: ProxmoxBench) -> None:
+def test_a_machines_own_disk_is_no_volume(proxmox: ProxmoxBench) -> None:
     hypervisor = driver(proxmox)
     made(proxmox)
-    theirs = hypervisor.allot(990000, 64, storage="local", owner=STRANGER)
     for attempt in (
-        lambda: hypervisor.attach(1012, theirs, owner=OWNER),
-        lambda: hypervisor.free(theirs, owner=OWNER),
         lambda: hypervisor.free("local:9000/base-9000-disk-0.qcow2", owner=OWNER),
         lambda: hypervisor.detach(1012, "local:1012/vm-1012-disk-0.qcow2", owner=OWNER),
     ):
         with pytest.raises(NotOurs):
             attempt()
-    assert hypervisor.volumes(owner=OWNER) == []
-    assert len(hypervisor.volumes(owner=STRANGER)) == 1
-
-
-def test_a_volume_that_is_not_there_cannot_be_attached(proxmox: ProxmoxBench) -> None:
-    made(proxmox)
-    volid = f"local:990000/{names.volume_name(990000, OWNER, '.qcow2')}"
-    with pytest.raises(NotFound):
-        driver(proxmox).attach(1012, volid, owner=OWNER)
 
 
 def test_a_lost_reply_to_allotting_makes_one_volume(proxmox_api: ProxmoxBench) -> None:

@@ -71,6 +71,13 @@ def test_saved_and_restored_machines_have_the_same_devices() -> None:
     assert restored[len(saved) :] == ["-incoming", "defer"]
 
 
+def test_every_machine_has_a_port_for_a_work_disk() -> None:
+    """Also one that starts without: it may get one later, and all have the same devices."""
+    argv = render_argv(_LAUNCH)
+    assert "pcie-root-port,id=work-port,chassis=1" in argv
+    assert not any("serial=work" in word for word in argv)
+
+
 def test_a_snapshot_fits_machines_of_its_size_only() -> None:
     same = replace(_LAUNCH, name="other", uuid="v", tap="t", mac="52:54:00:00:00:09")
     assert fingerprint(_LAUNCH, "7.2") == fingerprint(same, "7.2")
@@ -120,14 +127,21 @@ _words = st.text(max_size=20)
     spec=st.none() | st.just(_SPEC),
     run=st.none() | st.builds(Run, st.just("cold"), st.just("on"), _words),
     marks=st.lists(st.builds(Mark, _words, _words), max_size=3),
+    volume=_words,
 )
 def test_a_record_is_read_as_it_was_written(
-    name: str, owner: str, spec: MachineSpec | None, run: Run | None, marks: list[Mark]
+    name: str, owner: str, spec: MachineSpec | None, run: Run | None, marks: list[Mark], volume: str
 ) -> None:
-    record = replace(
-        Record.new(5, name=name, owner=owner, template="t"), spec=spec, run=run, marks=tuple(marks)
-    )
+    new = Record.new(5, name=name, owner=owner, template="t")
+    record = replace(new, spec=spec, run=run, marks=tuple(marks), volume=volume)
     assert parse_record(render_record(record)) == record
+
+
+def test_a_record_from_before_there_were_volumes_is_read() -> None:
+    record = Record.new(5, name="n", owner="o", template="t")
+    document = json.loads(render_record(record))
+    del document["volume"]
+    assert parse_record(json.dumps(document).encode()) == record
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
@@ -140,7 +154,7 @@ def test_anything_else_is_no_record(content: bytes) -> None:
     "change",
     [
         {"format": 2}, {"owner": 5}, {"vmid": "5"}, {"spec": {}}, {"run": {}}, {"marks": 3},
-        {"more": 1}, {"spec": {"nic": {}}}, {"run": []}, {"marks": [1]},
+        {"more": 1}, {"spec": {"nic": {}}}, {"run": []}, {"marks": [1]}, {"volume": None},
     ],
 )  # fmt: skip
 def test_a_record_with_one_wrong_value_is_none(change: dict[str, object]) -> None:

@@ -1,0 +1,371 @@
+"""What every driver promises about volumes that outlive machines, tried on each of them."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+
+import pytest
+
+from agentlab.errors import Busy, Conflict, Invalid, NotFound, NotOurs, Unavailable
+from agentlab.hypervisor.base import Volume
+from tests.contract.bench import OWNER, STRANGER, Bench, LocalBench
+
+
+def made(bench: Bench, vmid: int = 1012) -> None:
+    bench.clone(vmid)
+    bench.hypervisor.configure(vmid, bench.spec(vmid, tap=False), owner=OWNER)
+
+
+def fill(bench: Bench, volid: str, pattern: int) -> None:
+    """Writes a mebibyte of this byte to the beginning of a volume."""
+    argv = ["qemu-io", "-f", "qcow2", "-c", f"write -P {pattern} 0 1M", str(bench.image(volid))]
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+
+
+def holds(bench: Bench, volid: str, pattern: int) -> bool:
+    image = str(bench.image(volid))
+    argv = ["qemu-io", "-rU", "-f", "qcow2", "-c", f"read -P {pattern} 0 1M", image]
+    said = subprocess.run(argv, check=False, capture_output=True, text=True).stdout
+    assert "read 1048576/1048576 bytes" in said, said
+    return "verification failed" not in said
+
+
+def listed(bench: Bench) -> list[Volume]:
+    return [*bench.volumes.volumes(owner=OWNER)]
+
+
+# Without power
+
+
+def test_a_volume_outlives_its_machines(storing: Bench) -> None:
+    made(storing)
+    volid = storing.allot()
+    assert storing.allot() == volid
+    storing.volumes.attach(1012, volid, owner=OWNER)
+    storing.volumes.attach(1012, volid, owner=OWNER)
+    assert listed(storing) == [Volume(volid, 64, (1012,))]
+    assert list(storing.volumes.attached(1012, owner=OWNER)) == [volid]
+    with pytest.raises(NotOurs):
+        storing.volumes.attached(1012, owner=STRANGER)
+    storing.hypervisor.destroy(1012, owner=OWNER)
+    assert listed(storing) == [Volume(volid, 64)]
+    storing.volumes.free(volid, owner=OWNER)
+    storing.volumes.free(volid, owner=OWNER)
+    assert listed(storing) == []
+    with pytest.raises(NotFound):
+        storing.volumes.attached(1012, owner=OWNER)
+
+
+def test_another_daemon_knows_the_volumes_and_who_has_them(storing: Bench) -> None:
+    made(storing)
+    volid = storing.allot()
+    storing.volumes.attach(1012, volid, owner=OWNER)
+    storing.hypervisor = storing.again()
+    assert listed(storing) == [Volume(volid, 64, (1012,))]
+    with pytest.raises(Conflict):
+        storing.volumes.free(volid, owner=OWNER)
+
+
+def test_a_volume_is_attached_to_one_machine_at_most(storing: Bench) -> None:
+    driver = storing.volumes
+    made(storing)
+    made(storing, 1013)
+    volid = storing.allot()
+    driver.attach(1012, volid, owner=OWNER)
+    with pytest.raises(Conflict, match="1012 has it"):
+        driver.attach(1013, volid, owner=OWNER)
+    with pytest.raises(Conflict, match=r"attached to .* 1012"):
+        driver.free(volid, owner=OWNER)
+    driver.detach(1013, volid, owner=OWNER)  # it is not there: nothing is done
+    assert listed(storing) == [Volume(volid, 64, (1012,))]
+    driver.detach(1012, volid, owner=OWNER)
+    driver.detach(1012, volid, owner=OWNER)
+    driver.detach(1999, volid, owner=OWNER)  # no such machine
+    driver.attach(1013, volid, owner=OWNER)
+    storing.hypervisor.destroy(1013, owner=OWNER)
+    driver.free(volid, owner=OWNER)
+
+
+def test_many_machines_that_want_one_volume(storing: Bench) -> None:
+    volid, vmids = storing.allot(), (1012, 1013, 1014)
+    for vmid in vmids:
+        made(storing, vmid)
+    outcome: dict[int, str] = {}
+
+    def attach(vmid: int) -> None:
+        try:
+            storing.volumes.attach(vmid, volid, owner=OWNER)
+            outcome[vmid] = "has it"
+        except Conflict:
+            outcome[vmid] = "refused"
+
+    threads = [threading.Thread(target=attach, args=(vmid,)) for vmid in vmids]
+    for thread in threads if isinstance(storing, LocalBench) else ():
+        thread.start()
+    for thread in threads if isinstance(storing, LocalBench) else ():
+        thread.join()
+    if not isinstance(storing, LocalBench):
+        # Proxmox guards nothing, and what is between our look and our act is the lease's affair
+        for vmid in vmids:
+            attach(vmid)
+    assert sorted(outcome.values()) == ["has it", "refused", "refused"]
+    (volume,) = listed(storing)
+    assert [outcome[vmid] for vmid in volume.attached] == ["has it"]
+
+
+def test_a_machine_has_one_volume_at_most(storing: Bench) -> None:
+    made(storing)
+    one, other = storing.allot(990000), storing.allot(990001)
+    storing.volumes.attach(1012, one, owner=OWNER)
+    with pytest.raises(Conflict, match="already"):
+        storing.volumes.attach(1012, other, owner=OWNER)
+    assert [volume.attached for volume in listed(storing)] == [(1012,), ()]
+
+
+def test_a_machine_with_a_volume_is_not_snapshotted_or_rolled_back(storing: Bench) -> None:
+    made(storing)
+    volid = storing.allot()
+    storing.hypervisor.snapshot(1012, "clean", owner=OWNER)
+    storing.volumes.attach(1012, volid, owner=OWNER)
+    for attempt in (
+        lambda: storing.hypervisor.snapshot(1012, "later", owner=OWNER),
+        lambda: storing.hypervisor.rollback(1012, "clean", owner=OWNER),
+    ):
+        with pytest.raises(Conflict, match="is attached to it") as told:
+            attempt()
+        assert "workspace detach" in told.value.hint
+    storing.volumes.detach(1012, volid, owner=OWNER)
+    storing.hypervisor.rollback(1012, "clean", owner=OWNER)
+
+
+def test_a_strangers_volume_is_left_alone(storing: Bench) -> None:
+    made(storing)
+    driver, theirs = storing.volumes, storing.allot(owner=STRANGER)
+    for attempt in (
+        lambda: driver.attach(1012, theirs, owner=OWNER),
+        lambda: driver.detach(1012, theirs, owner=OWNER),
+        lambda: driver.free(theirs, owner=OWNER),
+        lambda: driver.grow(theirs, 128, owner=OWNER),
+        lambda: driver.snapshot_volume(theirs, "first", owner=OWNER),
+        lambda: driver.rollback_volume(theirs, "first", owner=OWNER),
+        lambda: driver.delete_volume_snapshot(theirs, "first", owner=OWNER),
+        lambda: driver.clone_volume(theirs, 990001, owner=OWNER),
+        lambda: driver.volume_snapshots(theirs, owner=OWNER),
+        lambda: driver.move(theirs, "local", owner=OWNER),
+        lambda: driver.free("local:9000/base-9000-disk-0.qcow2", owner=OWNER),
+        lambda: driver.free("../../etc", owner=OWNER),
+    ):
+        with pytest.raises(NotOurs):
+            attempt()
+    assert listed(storing) == []
+    assert driver.volumes(owner=STRANGER) == [Volume(theirs, 64)]
+
+
+def test_a_strangers_machine_gets_no_volume_of_ours(storing: Bench) -> None:
+    storing.clone(1012, owner=STRANGER)
+    volid = storing.allot()
+    for attempt in (
+        lambda: storing.volumes.attach(1012, volid, owner=OWNER),
+        lambda: storing.volumes.detach(1012, volid, owner=OWNER),
+    ):
+        with pytest.raises(NotOurs):
+            attempt()
+    assert listed(storing) == [Volume(volid, 64)]
+
+
+def test_what_is_not_there(storing: Bench) -> None:
+    made(storing)
+    driver, volid = storing.volumes, storing.allot()
+    driver.free(volid, owner=OWNER)
+    for attempt in (
+        lambda: driver.attach(1012, volid, owner=OWNER),
+        lambda: driver.grow(volid, 128, owner=OWNER),
+        lambda: driver.snapshot_volume(volid, "first", owner=OWNER),
+        lambda: driver.volume_snapshots(volid, owner=OWNER),
+        lambda: driver.clone_volume(volid, 990001, owner=OWNER),
+        lambda: driver.allot(990000, 64, storage="tank", owner=OWNER),
+    ):
+        with pytest.raises(NotFound):
+            attempt()
+    assert listed(storing) == []
+    again = storing.allot()
+    with pytest.raises(NotFound):
+        driver.attach(1999, again, owner=OWNER)
+    with pytest.raises(NotFound):
+        driver.rollback_volume(again, "first", owner=OWNER)
+    with pytest.raises(NotFound):
+        driver.clone_volume(again, 990001, snapshot="first", owner=OWNER)
+    driver.delete_volume_snapshot(again, "first", owner=OWNER)
+    assert listed(storing) == [Volume(again, 64)]
+
+
+def test_a_volume_becomes_larger_and_never_smaller(storing: Bench) -> None:
+    volid = storing.allot()
+    fill(storing, volid, 7)
+    storing.volumes.grow(volid, 128, owner=OWNER)
+    storing.volumes.grow(volid, 128, owner=OWNER)
+    with pytest.raises(Invalid, match="smaller"):
+        storing.volumes.grow(volid, 64, owner=OWNER)
+    assert listed(storing) == [Volume(volid, 128)]
+    assert holds(storing, volid, 7)
+    with pytest.raises(Invalid):
+        storing.volumes.allot(990001, 0, storage="local", owner=OWNER)
+
+
+def test_snapshots_of_a_volume(storing: Bench) -> None:
+    driver, volid = storing.volumes, storing.allot()
+    fill(storing, volid, 1)
+    driver.snapshot_volume(volid, "first", owner=OWNER)
+    with pytest.raises(Conflict):
+        driver.snapshot_volume(volid, "first", owner=OWNER)
+    fill(storing, volid, 2)
+    driver.grow(volid, 128, owner=OWNER)
+    driver.snapshot_volume(volid, "second", owner=OWNER)
+    fill(storing, volid, 3)
+    assert driver.volume_snapshots(volid, owner=OWNER) == ["first", "second"]
+    driver.rollback_volume(volid, "first", owner=OWNER)
+    driver.rollback_volume(volid, "first", owner=OWNER)
+    assert holds(storing, volid, 1)
+    assert listed(storing) == [Volume(volid, 64)]  # as large as it was then
+    driver.rollback_volume(volid, "second", owner=OWNER)
+    assert holds(storing, volid, 2)
+    driver.delete_volume_snapshot(volid, "first", owner=OWNER)
+    driver.delete_volume_snapshot(volid, "first", owner=OWNER)
+    assert driver.volume_snapshots(volid, owner=OWNER) == ["second"]
+    for name in ("x", "-c", "a/b", "current"):
+        with pytest.raises(Invalid):
+            driver.snapshot_volume(volid, name, owner=OWNER)
+    driver.free(volid, owner=OWNER)
+    assert not storing.image(volid).exists()
+
+
+def test_a_copy_of_a_volume_stands_alone(storing: Bench) -> None:
+    driver, volid = storing.volumes, storing.allot()
+    fill(storing, volid, 1)
+    driver.snapshot_volume(volid, "first", owner=OWNER)
+    fill(storing, volid, 2)
+    now = driver.clone_volume(volid, 990001, owner=OWNER)
+    then = driver.clone_volume(volid, 990002, snapshot="first", owner=OWNER)
+    assert driver.clone_volume(volid, 990002, snapshot="first", owner=OWNER) == then
+    driver.free(volid, owner=OWNER)
+    assert holds(storing, now, 2)
+    assert holds(storing, then, 1)
+    assert driver.volume_snapshots(then, owner=OWNER) == []
+    assert sorted(volume.volid for volume in listed(storing)) == sorted([now, then])
+
+
+def test_an_attached_volume_is_not_changed_and_its_snapshots_are_shown(storing: Bench) -> None:
+    driver, volid = storing.volumes, storing.allot()
+    made(storing)
+    driver.snapshot_volume(volid, "first", owner=OWNER)
+    driver.attach(1012, volid, owner=OWNER)
+    for attempt in (
+        lambda: driver.grow(volid, 128, owner=OWNER),
+        lambda: driver.snapshot_volume(volid, "second", owner=OWNER),
+        lambda: driver.rollback_volume(volid, "first", owner=OWNER),
+        lambda: driver.delete_volume_snapshot(volid, "first", owner=OWNER),
+        lambda: driver.clone_volume(volid, 990001, owner=OWNER),
+    ):
+        with pytest.raises(Conflict, match="1012"):
+            attempt()
+    assert driver.volume_snapshots(volid, owner=OWNER) == ["first"]
+    assert listed(storing) == [Volume(volid, 64, (1012,))]
+
+
+def test_a_volume_stays_on_its_storage_when_that_is_asked(storing: Bench) -> None:
+    volid = storing.allot()
+    assert storing.volumes.move(volid, "local", owner=OWNER) == volid
+    with pytest.raises(NotFound):
+        storing.volumes.move(volid, "tank", owner=OWNER)
+    assert listed(storing) == [Volume(volid, 64)]
+
+
+def test_volumes_that_cannot_be_read_are_not_gone(storing: Bench) -> None:
+    volid = storing.allot()
+    with storing.unreadable():
+        with pytest.raises(Unavailable):
+            storing.volumes.volumes(owner=OWNER)
+        with pytest.raises(Unavailable):
+            storing.volumes.free(volid, owner=OWNER)
+    assert listed(storing) == [Volume(volid, 64)]
+
+
+# With power
+
+_DEVICE = """dev=/dev/$(lsblk -dno NAME,SERIAL | awk '$2 == "work" {print $1}')"""
+
+
+def until_seen(bench: Bench, vmid: int, *, there: bool) -> float:
+    """Waits until the guest sees the work disk, or does no longer; how many seconds it took."""
+    begun = time.monotonic()
+    while ("work" in bench.say(vmid, "lsblk -dno SERIAL")) != there:
+        assert time.monotonic() - begun < 60
+        time.sleep(0.1)
+    return time.monotonic() - begun
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("powered", ["local"], indirect=True)
+def test_a_work_disk_comes_and_goes_while_the_machine_runs(powered: Bench) -> None:
+    driver, volid = powered.volumes, powered.allot()
+    powered.wait(1012, powered.start(1012))
+    driver.attach(1012, volid, owner=OWNER)
+    driver.attach(1012, volid, owner=OWNER)
+    print(f"seen after {until_seen(powered, 1012, there=True):.2f} s")
+    powered.say(
+        1012, f"{_DEVICE}; mkfs.ext4 -q $dev; mount $dev /mnt; echo kept >/mnt/x; umount /mnt"
+    )
+    with pytest.raises(Conflict):
+        driver.free(volid, owner=OWNER)
+    powered.hypervisor.pause(1012, owner=OWNER)
+    with pytest.raises(Busy, match="paused"):
+        driver.detach(1012, volid, owner=OWNER)
+    powered.hypervisor.resume(1012, owner=OWNER)
+    begun = time.monotonic()
+    driver.detach(1012, volid, owner=OWNER)
+    print(f"detached in {time.monotonic() - begun:.2f} s")
+    driver.detach(1012, volid, owner=OWNER)
+    until_seen(powered, 1012, there=False)
+    driver.snapshot_volume(volid, "first", owner=OWNER)  # QEMU has let go of it
+    powered.start(1013)
+    driver.attach(1013, volid, owner=OWNER)
+    powered.wait(1013, powered.spec(1013))
+    until_seen(powered, 1013, there=True)
+    assert powered.say(1013, f"{_DEVICE}; mount $dev /mnt; cat /mnt/x; umount /mnt") == "kept"
+    powered.kill(1013)  # the power fails: it stays attached
+    assert listed(powered) == [Volume(volid, 64, (1013,))]
+    powered.hypervisor.destroy(1013, owner=OWNER)
+    driver.attach(1012, volid, owner=OWNER)
+    until_seen(powered, 1012, there=True)
+
+
+@pytest.mark.vm
+@pytest.mark.slow
+@pytest.mark.parametrize("powered", ["local", "api"], indirect=True)  # boots: see test_hypervisor
+def test_a_rollback_of_the_machine_leaves_the_volume_byte_for_byte(powered: Bench) -> None:
+    driver, volid, spec = powered.volumes, powered.allot(), powered.spec(1012)
+    powered.clone(1012)
+    powered.hypervisor.configure(1012, spec, owner=OWNER)
+    powered.hypervisor.snapshot(1012, "clean", owner=OWNER)
+    driver.attach(1012, volid, owner=OWNER)
+    write = (
+        "mkfs.ext4 -q $dev; mount $dev /mnt; head -c 16M /dev/urandom >/mnt/x; "
+        "echo changed >/root/mark; umount /mnt; sync; sha256sum <$dev"
+    )
+    read = "test ! -e /root/mark && fsck.ext4 -fn $dev >&2 && sha256sum <$dev"
+    sums = []
+    for script in (write, read):
+        powered.hypervisor.start(1012, owner=OWNER)
+        powered.wait(1012, spec)
+        until_seen(powered, 1012, there=True)
+        sums.append(powered.say(1012, f"{_DEVICE}; {script}"))
+        powered.hypervisor.stop(1012, owner=OWNER)
+        with pytest.raises(Conflict, match="is attached to it"):
+            powered.hypervisor.rollback(1012, "clean", owner=OWNER)
+        driver.detach(1012, volid, owner=OWNER)
+        powered.hypervisor.rollback(1012, "clean", owner=OWNER)
+        driver.attach(1012, volid, owner=OWNER)
+    assert sums[0] == sums[1]
+    assert list(powered.hypervisor.snapshots(1012)) == ["clean"]
