@@ -153,7 +153,8 @@ def test_what_nobody_waits_for_and_what_is_orphaned(place: Place) -> None:
     say.run("agentlab sandbox reconcile")
     say.run("agentlab sandbox inventory")
     assert lab.leftovers() == []
-    assert lab.warnings() == []
+    told = f"missing VM: sandbox {orphan} is TIMEOUT"  # if the daemon has seen it before prune
+    assert [each for each in lab.warnings() if told not in each] == []
     if place.node:
         say.left.remove("qm destroy <vmid>")  # which took the VM away
         assert place.node.leftovers() == []
