@@ -85,6 +85,7 @@ class Config:
     artifact_dir: Path
     bundle_dir: Path
     machine_dir: Path
+    volume_dir: Path
     pvesh_dir: Path
     template_dir: Path
     socket: Path
@@ -183,6 +184,7 @@ def _config(values: Mapping[str, object], path: Path) -> Config:
         ),
         bundle_dir=data_dir / "bundles",
         machine_dir=data_dir / "machines",
+        volume_dir=data_dir / "volumes",
         pvesh_dir=data_dir / "pvesh",
         template_dir=_absolute(
             text["local.template_dir"] or f"{data_dir}/templates", "local.template_dir", path

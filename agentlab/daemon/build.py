@@ -95,6 +95,7 @@ def _local(config: Config, _: str) -> Built:
 
     hypervisor = LocalHypervisor(
         root=config.machine_dir,
+        volume_dir=config.volume_dir,
         template_dir=config.template_dir,
         template_key=template_key(runner_file),
         start_mode=cast("Literal['auto', 'cold', 'memory']", config.start),

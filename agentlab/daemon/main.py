@@ -115,7 +115,9 @@ def _prepare(config: Config) -> None:
     check_socket_path(config.socket)
     config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     _close_to_others(config)
-    for folder in (config.artifact_dir, config.bundle_dir, config.machine_dir):
+    for folder in (
+        config.artifact_dir, config.bundle_dir, config.machine_dir, config.volume_dir,
+    ):  # fmt: skip
         folder.mkdir(mode=0o750, parents=True, exist_ok=True)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
@@ -127,8 +129,8 @@ def _close_to_others(config: Config) -> None:
     folder = config.data_dir
     found = folder.stat()
     places = (
-        config.artifact_dir, config.bundle_dir, config.machine_dir, config.pvesh_dir,
-        config.template_dir,
+        config.artifact_dir, config.bundle_dir, config.machine_dir, config.volume_dir,
+        config.pvesh_dir, config.template_dir,
     )  # fmt: skip
     known = {each.relative_to(folder).parts[0] for each in places if folder in each.parents}
     if (
