@@ -114,7 +114,14 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "sandbox", "new", "make a sandbox",
-        (*_SANDBOX_PLAN, _NO_WAIT), _C + "sandbox_new:new",
+        (
+            *_SANDBOX_PLAN,
+            Arg("--and-ssh", "then let our public key in, and become ssh agent@ADDRESS"),
+            Arg("--identity", "key for --and-ssh; default: ~/.ssh/agentlab_id_ed25519.pub, else"
+                " id_ed25519.pub, else id_rsa.pub", value="FILE"),
+            _NO_WAIT,
+        ),
+        _C + "sandbox_new:new",
         "agentlab sandbox new --profile demo --name try --ttl 4h",
     ),
     Command(

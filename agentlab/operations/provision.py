@@ -240,7 +240,7 @@ def _asked_vmid(vmid: int, taken: set[int]) -> int:
     if vmid in taken:
         raise Conflict(
             f"VMID {vmid} is taken",
-            hint="choose another, or leave --vmid out: see agentlab inventory",
+            hint="choose another, or leave --vmid out: see agentlab sandbox inventory",
             details={"vmid": vmid},
         )
     return vmid

@@ -118,7 +118,7 @@ def _refuse_strangers(world: World, vmid: int) -> None:
             whose = "one of ours without a record" if machine.owner else "somebody else's"
             raise Conflict(
                 f"cannot make sandbox {vmid}: there is a VM {vmid} already, {whose}",
-                hint="choose another VMID, or leave --vmid out: see agentlab inventory",
+                hint="choose another VMID, or leave --vmid out: see agentlab sandbox inventory",
                 details={"path": "vmid"},
             )
 

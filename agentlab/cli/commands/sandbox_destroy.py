@@ -38,5 +38,5 @@ def prune(ctx: Context) -> Answer:
     """Asked once: a second answer would not tell what the first time has removed."""
     found = ctx.client().call(api.SANDBOX_PRUNE)
     lines = [f"sandbox {each.vmid} ({safe(each.name)}) removed" for each in found.removed]
-    lines += [f"sandbox {vmid} kept: its VM is still there" for vmid in found.kept]
+    lines += [f"sandbox {vmid} kept: its VM is, or may be, still there" for vmid in found.kept]
     return Answer(found, lines or ["nothing to prune"])

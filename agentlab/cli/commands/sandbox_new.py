@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from pathlib import Path
 
 from agentlab.api import messages as m
 from agentlab.api import table as api
 from agentlab.cli import watch
-from agentlab.cli.command import Answer, Context
+from agentlab.cli.command import Answer, Context, Usage
 from agentlab.cli.commands.labels import pairs
 from agentlab.cli.commands.plan import plan_lines
 from agentlab.cli.commands.sandbox import described
@@ -20,6 +21,7 @@ _PATIENCE = 10.0  # seconds that the VMID is waited for; it is the first thing t
 
 def new(ctx: Context) -> Answer:
     wait = not ctx.args.flag("--no-wait")
+    key = _key(ctx)
     client = ctx.client(waits=wait)
     operation = client.act(api.SANDBOX_CREATE, _request(ctx))
     operation = dataclasses.replace(operation, vmid=_vmid(client, operation))
@@ -30,7 +32,26 @@ def new(ctx: Context) -> Answer:
     ctx.out.note(name, "bold")
     last = watch.done(ctx, client, operation, f"make {name}", f"making {name}")
     each = client.call(api.SANDBOX_SHOW, path={"vmid": str(last.vmid)})
+    if key is not None:
+        from agentlab.cli.commands.sandbox_ssh import ssh
+
+        ssh(ctx, client, each, key)
     return Answer(each, described(each))
+
+
+def _key(ctx: Context) -> Path | None:
+    """The public key for --and-ssh, looked for before anything is made."""
+    if not ctx.args.flag("--and-ssh"):
+        if "--identity" in ctx.args:
+            raise Usage("cannot read the command line: --identity is for --and-ssh")
+        return None
+    if ctx.args.flag("--no-wait") or ctx.out.json:
+        raise Usage(
+            "cannot read the command line: --and-ssh goes with neither --no-wait nor --json"
+        )
+    from agentlab.cli.commands.sandbox_ssh import public_key
+
+    return public_key(ctx)
 
 
 def validate(ctx: Context) -> Answer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from agentlab.api import messages as m
 from agentlab.api import table as api
@@ -32,21 +31,25 @@ def reconcile(ctx: Context) -> Answer:
     if not mends:
         return _told(ctx, client.call(api.RECONCILE_LOOK))
     if not ctx.args.flag("--yes"):
-        _ask(ctx, client.call(api.RECONCILE_LOOK).drifts)
+        _ask(ctx, client.call(api.RECONCILE_LOOK))
     found = client.call(api.RECONCILE_APPLY)  # once: its answer tells what it has mended
     ended = [_end(ctx, client, each) for each in found.drifts]
     return _told(ctx, dataclasses.replace(found, drifts=ended))
 
 
-def _ask(ctx: Context, drifts: Sequence[m.DriftView]) -> None:
-    """Before anything is destroyed, by name."""
+def _ask(ctx: Context, found: m.DriftList) -> None:
+    """Before anything is destroyed, by name, and where the daemon itself would look twice."""
     doomed = [
         f"VM {each.vmid} ({each.name})" if each.name else f"VM {each.vmid}"
-        for each in drifts
+        for each in found.drifts
         if "destroy" in each.mend
     ]
+    if found.problem:
+        ctx.out.warn(found.problem)
     if doomed:
         confirm(ctx, f"destroy {', '.join(doomed)}", f"Destroy {', '.join(doomed)}?")
+    elif found.complete and found.problem and any(each.mend for each in found.drifts):
+        confirm(ctx, f"mend all this: {found.problem}", "Mend it all the same?")
 
 
 def _end(ctx: Context, client: Client, drift: m.DriftView) -> m.DriftView:
@@ -66,8 +69,10 @@ def _end(ctx: Context, client: Client, drift: m.DriftView) -> m.DriftView:
 
 
 def _told(ctx: Context, found: m.DriftList) -> Answer:
-    if not found.complete and not ctx.out.json:
+    if not found.complete:
         ctx.out.warn(f"the inventory could not be read whole: {found.problem}")
+    elif found.problem and not ctx.args.flag("--apply"):
+        ctx.out.warn(found.problem)
     rows = [
         (each.kind, str(each.vmid), each.name, "mended" if each.mended else each.mend, each.detail)
         for each in found.drifts

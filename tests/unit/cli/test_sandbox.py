@@ -97,6 +97,7 @@ def test_lost_replies_do_it_once(cli: Run, world: FakeDaemon, line: str, endpoin
     status, _, err = cli(*line.split())
     assert status == 0, err
     assert world.seen.count(endpoint) == 2
+    assert len(world.world.keys) == 1
 
 
 def test_new_that_fails_says_what_of(cli: Run, world: FakeDaemon) -> None:
@@ -416,7 +417,7 @@ def test_prune_names_what_it_removed_and_what_it_kept(cli: Run, world: FakeDaemo
     world.world.sandboxes["1008"] = sandbox_view(1008, "TIMEOUT", power="absent")
     world.world.sandboxes["1009"] = sandbox_view(1009, "TIMEOUT")
     assert cli("sandbox", "prune") == (
-        0, "sandbox 1008 (box-1008) removed\nsandbox 1009 kept: its VM is still there\n", "",
+        0, "sandbox 1008 (box-1008) removed\nsandbox 1009 kept: its VM is, or may be, still there\n", "",
     )  # fmt: skip
     del world.world.sandboxes["1009"]
     assert cli("sandbox", "prune") == (0, "nothing to prune\n", "")
@@ -502,6 +503,21 @@ def test_inventory_that_is_not_whole_is_no_agreement(cli: Run, world: FakeDaemon
     status, out, err = cli("sandbox", "reconcile")
     assert (status, out) == (1, "")
     assert err == "warning: the inventory could not be read whole: node b is offline\n"
+
+
+def test_what_the_daemon_would_look_at_twice_is_asked_about(
+    cli: Run, world: FakeDaemon, somebody_says: Callable[[str], None]
+) -> None:
+    missing = m.DriftView("missing VM", 1003, "a", "it is gone", "its record is closed", "")
+    world.world.drifts = m.DriftList([missing], True, "all VMs are gone at once")
+    assert "warning: all VMs are gone at once" in cli("sandbox", "reconcile")[2]
+    status, _, err = cli("sandbox", "reconcile", "--apply")
+    assert (status, "nobody is here to be asked" in err) == (3, True)
+    assert "reconcile_apply" not in world.seen
+    somebody_says("y\n")
+    assert cli("sandbox", "reconcile", "--apply")[0] == 0
+    world.world.drifts = m.DriftList([missing], True)
+    assert cli("sandbox", "reconcile", "--apply")[0] == 0
 
 
 # all of them

@@ -16,7 +16,7 @@ from agentlab.client import follow
 from agentlab.client.client import Client, patiently, target
 from agentlab.client.unix import Lost
 from agentlab.errors import Conflict, Invalid, NotFound, Unavailable, Unreachable
-from tests.unit.client.fake_daemon import Bytes, FakeDaemon, job_view
+from tests.unit.client.fake_daemon import Bytes, FakeDaemon, job_view, sandbox_view
 
 REQUEST = m.JobRequest(m.RepoRequest(url="https://host/x"), "task", "demo")
 
@@ -221,3 +221,28 @@ def test_more_events_than_a_page(daemon: FakeDaemon, client: Client) -> None:
 def test_module_waits_are_sane() -> None:
     assert follow.WAIT < table.MAX_WAIT
     assert client_module.PATIENCE >= 30
+
+
+def test_what_is_asked_for_once_is_done_once(daemon: FakeDaemon, client: Client) -> None:
+    daemon.world.sandboxes["1003"] = sandbox_view()
+    daemon.lose = ["sandbox_stop"] * 2
+    path = {"vmid": "1003"}
+    first = client.act(table.SANDBOX_STOP, path=path)
+    assert daemon.seen == ["sandbox_stop"] * 3
+    assert first.vmid == 1003
+    with pytest.raises(Conflict, match="it is STOPPED"):  # another asking has another key
+        client.act(table.SANDBOX_STOP, path=path)
+
+
+def test_act_that_is_refused_is_not_tried_again(daemon: FakeDaemon, client: Client) -> None:
+    daemon.world.sandboxes["1003"] = sandbox_view(state="STOPPED")
+    with pytest.raises(Conflict):
+        client.act(table.SANDBOX_STOP, path={"vmid": "1003"})
+    assert daemon.seen == ["sandbox_stop"]
+
+
+def test_act_gives_up_when_no_reply_ever_comes(daemon: FakeDaemon, client: Client) -> None:
+    daemon.world.sandboxes["1003"] = sandbox_view()
+    daemon.lose = ["sandbox_stop"] * 100
+    with pytest.raises(Unreachable):
+        client.act(table.SANDBOX_STOP, path={"vmid": "1003"}, patience=0.3)

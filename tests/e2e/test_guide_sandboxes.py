@@ -1,0 +1,163 @@
+"""The guide's lines about sandboxes, run as written, and the life that they belong to.
+
+Each line is printed with what it said (`-s` shows it).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.e2e.guide import Reader
+from tests.e2e.lab import Lab, laboratory
+from tests.e2e.proxmox import Node, proxmox_laboratory
+
+pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(900)]
+
+FILE = "/home/agent/from-before"
+
+
+@dataclass
+class Place:
+    """A laboratory with a template; `remove` takes a VM away behind our back."""
+
+    lab: Lab
+    reader: Reader
+    remove: Callable[[int], None]
+    node: Node | None
+
+
+@pytest.fixture(scope="module", params=["local", "proxmox"])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with contextlib.ExitStack() as stack:
+        node = None
+        if request.param == "proxmox":
+            lab, node = stack.enter_context(proxmox_laboratory("api"))
+        else:
+            lab = stack.enter_context(laboratory())
+        lab.profile("demo", "true", memory=512 if node else 256)
+        lab.start()
+        reader = Reader(lab)
+        print(f"\n\n===== hypervisor: {request.param} =====")
+        reader.run("agentlab template build debian-12")
+
+        def remove(vmid: int) -> None:
+            if node is None:
+                shutil.rmtree(lab.scratch / "data/machines" / str(vmid))
+            else:
+                qm_destroy(lab, vmid)
+
+        yield Place(lab, reader, remove, node)
+
+
+def qm_destroy(lab: Lab, vmid: int) -> None:
+    print(f"\n$ qm destroy {vmid}")
+    environment = {**os.environ, "PATH": f"{lab.path}:{os.environ['PATH']}"}
+    subprocess.run(
+        ["ip", "netns", "exec", lab.namespace, "qm", "destroy", str(vmid)],
+        check=True, env=environment,
+    )  # fmt: skip
+
+
+def test_a_life_by_the_guide(place: Place) -> None:
+    say = place.reader
+    said = say.guide(
+        "agentlab sandbox new --profile <profile> --ttl <ttl>",
+        says="agentlab sandbox new --profile demo --ttl 2h",
+    )
+    found = re.search(r"^sandbox +(\d+)$", said, re.MULTILINE)
+    assert found, said
+    vmid = found[1]
+
+    # READY: the guest answers, and nobody has been in it
+    assert re.search(
+        r"state +READY",
+        say.guide("agentlab sandbox show <vmid>", says=f"agentlab sandbox show {vmid}"),
+    )
+    renew = "agentlab sandbox lease renew --ttl <ttl> <vmid>"
+    said = say.guide(renew, 1, says=f"agentlab sandbox lease renew --ttl 4h {vmid}")
+    assert f"sandbox lease not renewable: sandbox {vmid} is READY" in said
+
+    # RUNNING: somebody has been in it
+    say.run(f"agentlab sandbox exec {vmid} -- touch {FILE}")
+    say.guide(renew, says=f"agentlab sandbox lease renew --ttl 4h {vmid}")
+    say.run(f"agentlab sandbox lease renew {vmid} --ttl 3h")
+    destroy = "agentlab sandbox destroy <vmid>"
+    said = say.guide(destroy, 1, says=f"agentlab sandbox destroy {vmid}", answer="y")
+    assert f"failed to destroy sandbox {vmid}: it is RUNNING" in said
+    assert "--force" in said
+    say.run(f"agentlab sandbox pause {vmid}")
+    say.run(f"agentlab sandbox resume {vmid}")
+
+    # stopped, its files are kept; a stopped one has no lease that runs
+    say.run(f"agentlab sandbox stop {vmid}")
+    said = say.guide(renew, 1, says=f"agentlab sandbox lease renew --ttl 4h {vmid}")
+    assert "is STOPPED" in said
+    say.run(f"agentlab sandbox snapshot save {vmid} before")
+    say.run(f"agentlab sandbox snapshot save {vmid} before", 1)
+    assert say.run(f"agentlab sandbox snapshot list {vmid}").split() == ["clean", "before"]
+    say.run(f"agentlab sandbox update {vmid} --label ticket=42")
+    say.run(f"agentlab sandbox start {vmid}")
+    say.run(f"agentlab sandbox exec {vmid} -- test -e {FILE}")
+
+    # revert: asks, and files under / are gone
+    revert = "agentlab sandbox revert <vmid>"
+    say.guide(revert, 3, says=f"agentlab sandbox revert {vmid}")
+    said = say.guide(revert, says=f"agentlab sandbox revert {vmid}", answer="y")
+    assert f"sandbox {vmid} is READY, back at snapshot clean" in said
+    say.run(f"agentlab sandbox exec {vmid} -- test -e {FILE}", 1)
+
+    # and back again, without power
+    said = say.run(f"agentlab sandbox snapshot restore {vmid} before --yes --no-restart")
+    assert f"sandbox {vmid} is STOPPED, back at snapshot before" in said
+    say.guide(destroy, says=f"agentlab sandbox destroy {vmid}", answer="y")
+    assert place.lab.leftovers() == []
+    if place.node:
+        assert place.node.leftovers() == []
+
+
+def test_what_nobody_waits_for_and_what_is_orphaned(place: Place) -> None:
+    say, lab = place.reader, place.lab
+    asked = ["sandbox", "new", "--profile", "demo", "--no-wait", "--json"]
+    doomed, orphan = (json.loads(lab.cli(*asked).stdout)["vmid"] for _ in range(2))
+
+    # from every state, and what was under way with it ends
+    say.guide(
+        "agentlab sandbox destroy --force <vmid>", says=f"agentlab sandbox destroy --force {doomed}"
+    )
+    said = say.run(f"agentlab sandbox stop {orphan}")  # in its turn, when it has been made
+    assert "waits for sandbox.create" in said
+
+    # TIMEOUT, and its VM is gone: nothing that happens by itself, so we make it
+    lab.stop()
+    place.remove(orphan)
+    with contextlib.closing(sqlite3.connect(lab.database)) as connection, connection:
+        connection.execute("UPDATE sandbox SET state = 'TIMEOUT' WHERE vmid = ?", (orphan,))
+    lab.start()
+    shown = say.guide("agentlab sandbox show <vmid>", says=f"agentlab sandbox show {orphan}")
+    assert re.search(r"state +TIMEOUT", shown)
+    assert re.search(r"power +absent", shown)
+    said = say.guide("agentlab sandbox prune")
+    assert f"sandbox {orphan} " in said
+    assert "removed" in said
+    assert "nothing to prune" in say.guide("agentlab sandbox prune")
+    say.run("agentlab sandbox reconcile")
+    say.run("agentlab sandbox inventory")
+    assert lab.leftovers() == []
+    told = f"missing VM: sandbox {orphan} is TIMEOUT"  # if the daemon has seen it before prune
+    assert [each for each in lab.warnings() if told not in each] == []
+    if place.node:
+        say.left.remove("qm destroy <vmid>")  # which took the VM away
+        assert place.node.leftovers() == []
+        assert say.left == []
+    else:
+        assert say.left == ["qm destroy <vmid>"]
