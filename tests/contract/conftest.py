@@ -29,6 +29,7 @@ from agentlab.hypervisor.proxmox.rest import RestTransport, Tls
 from agentlab.hypervisor.proxmox.transport import Transport
 from agentlab.runner_file import runner_bytes
 from agentlab.secret import Secret
+from tests import tables
 from tests.contract.bench import Bench, LocalBench, ProxmoxBench, settings
 from tests.fakes.pve.commands import make_commands
 from tests.fakes.pve.lab import LabNode
@@ -246,7 +247,9 @@ def _powered(
 # The table of cases and drivers, at the end of a run
 
 _DRIVERS = ("local", "api", "shell")
-_RESULTS = pytest.StashKey[dict[str, dict[str, str]]]()
+_CASES = tables.Table(
+    "the contract: case by driver", key=("case",), columns={each: each for each in _DRIVERS}
+)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -257,21 +260,6 @@ def pytest_runtest_makereport(
     driver = item.nodeid.rpartition("[")[2].rstrip("]")
     if item.path.name == "test_hypervisor.py" and driver in _DRIVERS:
         case = getattr(item, "originalname", item.name).removeprefix("test_").replace("_", " ")
-        row = item.config.stash.setdefault(_RESULTS, {}).setdefault(case, {})
         if report.when == "call" or report.outcome != "passed":
-            row[driver] = report.outcome
+            report.user_properties.append(_CASES.noted(item, [case], {driver: report.outcome}))
     return report
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    rows = config.stash.get(_RESULTS, {})
-    if not rows:
-        return
-    terminalreporter.section("the contract: case by driver")
-    terminalreporter.line(f"| case | {' | '.join(_DRIVERS)} |")
-    terminalreporter.line(f"| --- |{' --- |' * len(_DRIVERS)}")
-    for case, cells in rows.items():
-        outcomes = " | ".join(cells.get(driver, "") for driver in _DRIVERS)
-        terminalreporter.line(f"| {case} | {outcomes} |")
