@@ -261,5 +261,6 @@ def pytest_runtest_makereport(
     if item.path.name == "test_hypervisor.py" and driver in _DRIVERS:
         case = getattr(item, "originalname", item.name).removeprefix("test_").replace("_", " ")
         if report.when == "call" or report.outcome != "passed":
-            report.user_properties.append(_CASES.noted(item, [case], {driver: report.outcome}))
+            _CASES.note(item, [case], {driver: report.outcome})
+            report.user_properties = list(item.user_properties)
     return report
