@@ -3,6 +3,8 @@ PYTHON ?= python3
 # the Pythons that dist/agentlab carries bytecode for; a release is built with
 # BYTECODE="python3.11 python3.12 python3.13"
 BYTECODE ?= $(VENV)/bin/python
+# how many run tests at once: on two cores three, for one of them mostly waits (tests/workers.py)
+WORKERS ?= 3
 
 VENV := .venv
 READY := $(VENV)/ready
@@ -17,10 +19,11 @@ help: ## print this
 
 check: $(READY) ## format, lint, types, unit and contract tests, docs fresh: under 2 minutes, no VM (the default)
 	scripts/need check
-	$(PYTEST) -q -m "not vm and not slow" tests/lint tests/unit tests/contract
+	$(PYTEST) -n $(WORKERS) -q -m "not vm and not slow" tests/lint tests/unit tests/contract
 
 test: need dist ## everything, with real VMs: under 20 minutes on 2 cores
-	$(PYTEST) tests
+	-$(PY) -m tests.templates
+	$(PYTEST) -n $(WORKERS) tests
 
 demo: ## the main job in a real VM, all traces taken away; HYPERVISOR=proxmox BACKEND=api|shell: on a lab node
 	@$(PYTHON) scripts/demo --check-user

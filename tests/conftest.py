@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.tables import pytest_runtest_logreport, pytest_terminal_summary
+from tests.workers import pytest_xdist_make_scheduler
+
+__all__ = ["pytest_runtest_logreport", "pytest_terminal_summary", "pytest_xdist_make_scheduler"]
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -29,6 +29,7 @@ from agentlab.hypervisor.proxmox.rest import RestTransport, Tls
 from agentlab.hypervisor.proxmox.transport import Transport
 from agentlab.runner_file import runner_bytes
 from agentlab.secret import Secret
+from tests import tables
 from tests.contract.bench import Bench, LocalBench, ProxmoxBench, settings
 from tests.fakes.pve.commands import make_commands
 from tests.fakes.pve.files import FileNode
@@ -289,7 +290,9 @@ def _powered(
 
 _DRIVERS = ("local", "api", "shell")
 _SHARED = [Path(__file__).with_name(name) for name in ("test_hypervisor.py", "test_volumes.py")]
-_RESULTS = pytest.StashKey[dict[str, dict[str, str]]]()
+_CASES = tables.Table(
+    "the contract: case by driver", key=("case",), columns={each: each for each in _DRIVERS}
+)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -300,21 +303,7 @@ def pytest_runtest_makereport(
     driver = item.nodeid.rpartition("[")[2].rstrip("]")
     if item.path in _SHARED and driver in _DRIVERS:
         case = getattr(item, "originalname", item.name).removeprefix("test_").replace("_", " ")
-        row = item.config.stash.setdefault(_RESULTS, {}).setdefault(case, {})
         if report.when == "call" or report.outcome != "passed":
-            row[driver] = report.outcome
+            _CASES.note(item, [case], {driver: report.outcome})
+            report.user_properties = list(item.user_properties)
     return report
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    rows = config.stash.get(_RESULTS, {})
-    if not rows:
-        return
-    terminalreporter.section("the contract: case by driver")
-    terminalreporter.line(f"| case | {' | '.join(_DRIVERS)} |")
-    terminalreporter.line(f"| --- |{' --- |' * len(_DRIVERS)}")
-    for case, cells in rows.items():
-        outcomes = " | ".join(cells.get(driver, "") for driver in _DRIVERS)
-        terminalreporter.line(f"| {case} | {outcomes} |")

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from tests import tables
+
 Table = dict[tuple[str, str], dict[str, str]]  # outcome by (path, step), then by moment
-_ROWS = pytest.StashKey[Table]()
+
+KILLS = tables.Table(
+    "job.run under SIGKILL",
+    key=("path", "step"),
+    columns={"before": "killed before", "after": "killed after"},
+)
 
 
-@pytest.fixture(scope="session")
-def table(request: pytest.FixtureRequest) -> Table:
-    return request.config.stash.setdefault(_ROWS, {})
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    rows = config.stash.get(_ROWS, {})
-    if not rows:
-        return
-    terminalreporter.section("job.run under SIGKILL")
-    terminalreporter.line("| path | step | killed before | killed after |")
-    terminalreporter.line("| --- | --- | --- | --- |")
-    for (path, step), cells in rows.items():
-        outcomes = f"{cells.get('before', '')} | {cells.get('after', '')}"
-        terminalreporter.line(f"| {path} | {step} | {outcomes} |")
+@pytest.fixture
+def table(request: pytest.FixtureRequest) -> Iterator[Table]:
+    """The test's own rows."""
+    rows: Table = {}
+    yield rows
+    for key, cells in rows.items():
+        KILLS.note(request.node, key, cells)

@@ -87,7 +87,7 @@ def serve(node: ProxmoxNode, directory: Path) -> Iterator[Served]:
             on_loop(settle())
             on_loop(_cut(node))
             on_loop(node.stop())
-            on_loop(asyncio.sleep(0.05))  # until the connections that were cut have closed
+            on_loop(settle())
             on_loop(_end_all())
         finally:
             loop.call_soon_threadsafe(loop.stop)
@@ -102,11 +102,18 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 
 
 async def _cut(node: ProxmoxNode) -> None:
-    """Ends connections without TLS's farewell, for which the loop would not live long enough."""
+    """Ends connections without TLS's farewell, for which the loop would not live long enough, and
+    waits until they have closed."""
     server = node.runner.server if node.runner else None
-    for connection in list(server.connections) if server else ():
+    if server is None:
+        return
+    for connection in list(server.connections):
         if connection.transport is not None:
             connection.transport.abort()
+    for _ in range(125):
+        if not server.connections:
+            return
+        await asyncio.sleep(0.002)
 
 
 async def _end_all() -> None:

@@ -21,7 +21,7 @@ from agentlab.guest.runner import Guest
 from tests.fakes.guest_daemon import JOB, GuestDaemon
 
 # Numbers that no other process has: the runner kills whatever runs under one.
-_UIDS = itertools.count(1_000_000_000 + os.getpid() * 100)
+_UIDS = itertools.count(1_000_000_000 + os.getpid() % 1_000_000 * 1000)
 
 PACE = Pace(
     idle=0.02, poll=0.05, grace=0.5, drain=1.0, log=0.05, retry=0.02, retry_most=0.2,

@@ -1,0 +1,63 @@
+"""How several workers share the tests: what stays together, who runs what, and when.
+
+Tests of one file stay together, in their order, so that what a module shares is made once.  The
+drivers, the kinds of bridge and the two directions of an operation do not: each has a lab of its
+own.  All workers but one run files with virtual machines, which keep a processor busy; the
+last one runs the others, which mostly wait, and helps when there are no more of those.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
+
+ROOT = Path(__file__).resolve().parents[1]
+_APART = re.compile(r"\b(api|shell|local|netfilter-bridged|plain-bridge|do|undo)\b")
+# With virtual machines and short: these fill up the end.  All others may be long and begin at once.
+_SHORT = ("test_adapt_image", "test_boot_disk", "test_local", "test_hypervisor")
+
+
+def group_of(nodeid: str) -> str:
+    """The tests that one worker runs one after the other."""
+    file, _, test = nodeid.partition("::")
+    found = None if file.startswith("tests/unit/") else _APART.search(test.partition("[")[2])
+    return f"{file}[{found[1]}]" if found else file
+
+
+@cache
+def starts_machines(group: str) -> bool:
+    return "mark.vm" in (ROOT / group.partition("[")[0]).read_text()
+
+
+def order(group: str, tests: int) -> tuple[bool, int, int]:
+    """Sorts groups: what may take long first."""
+    name = Path(group.partition("[")[0]).stem
+    return group.startswith("tests/unit/"), _SHORT.index(name) if name in _SHORT else -1, -tests
+
+
+class Groups(LoadScopeScheduling):
+    """xdist's own scheduler with our groups and our order."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        waiting = sorted(self.workqueue, key=lambda each: order(each, len(self.workqueue[each])))
+        others = sum(
+            any(starts_machines(group) and not all(tests.values()) for group, tests in work.items())
+            for other, work in self.assigned_work.items()
+            if other is not node
+        )
+        wanted = others < len(self.nodes) - 1
+        chosen = next((each for each in waiting if starts_machines(each) is wanted), waiting[0])
+        self.workqueue.move_to_end(chosen, last=False)
+        super()._assign_work_unit(node)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Groups:
+    return Groups(config, log)  # type: ignore[arg-type] # xdist's own kind of log
