@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 import select
@@ -18,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,9 @@ from agentlab.client.client import Client
 from agentlab.errors import AgentLabError, Unavailable, Unreachable
 from agentlab.hypervisor.proxmox.names import parse_owner, volume_name
 from agentlab.model.sandbox import CLEAN
-from tests.fakes.pve.node import TOKEN, FakeVm, ProxmoxNode
+from tests.fakes.pve.node import TOKEN, FakeVm, ProxmoxNode, TaskError
 from tests.fakes.pve.serving import Served, serve
+from tests.fakes.pve.tasks import TaskFault
 from tests.fakes.sim_daemon import Order
 from tests.fakes.sim_guests import Guests
 
@@ -64,12 +67,24 @@ class Node(ProxmoxNode):
         self.violations: list[str] = []
         self.disks: dict[int, str] = {}
         self.kept: dict[tuple[int, str], str] = {}
-        self.boots: dict[int, int] = {}
+        self.clones: Counter[int] = Counter()
+        self.boots: Counter[int] = Counter()
+        self.clone_faults: dict[int, TaskFault] = {}
         self.strangers: set[int] = set()
+
+    def fail_clone(self, vmid: int, text: str) -> TaskFault:
+        """The next clone to this VMID fails, and takes away what it made."""
+        fault = self.clone_faults[vmid] = TaskFault("qmclone", text, 1)
+        return fault
 
     def on_clone(self, source: FakeVm, vm: FakeVm, full: bool) -> None:
         super().on_clone(source, vm, full)
+        fault = self.clone_faults.get(vm.vmid)
+        if fault is not None and fault.times > 0:
+            fault.times -= 1
+            raise TaskError(fault.text)
         self.disks[vm.vmid] = "new"
+        self.clones[vm.vmid] += 1
         self.kept = {key: each for key, each in self.kept.items() if key[0] != vm.vmid}
 
     def on_start(self, vm: FakeVm) -> None:
@@ -78,7 +93,7 @@ class Node(ProxmoxNode):
             self.violations.append(f"stranger {vm.vmid} was started")
         elif str(vm.vmid) not in json.loads(self.members.read_text()):
             self.violations.append(f"VM {vm.vmid} has power and no rules")
-        self.boots[vm.vmid] = self.boots.get(vm.vmid, 0) + 1
+        self.boots[vm.vmid] += 1
         self.disks[vm.vmid] = f"used {self.boots[vm.vmid]}"
 
     def on_snapshot(self, vm: FakeVm, name: str, memory: bool) -> None:
@@ -198,6 +213,17 @@ class Bench:
         pid = self.tell(start=asdict(self.order) | {"log": str(log)})
         return self.tell(wait=pid), log.read_text()
 
+    def fill_disk(self) -> None:
+        """Not a byte more goes on the disk that the daemon's data is on."""
+        with (self.data / "agentlab-ballast").open("wb", buffering=0) as ballast:
+            for size in (1 << 16, 1 << 12, 1):
+                with contextlib.suppress(OSError):
+                    while True:
+                        ballast.write(b"0" * size)
+
+    def empty_disk(self) -> None:
+        (self.data / "agentlab-ballast").unlink()
+
     # ------------------------------------------------------------------- to ask
 
     def ask(
@@ -314,18 +340,34 @@ class Bench:
 
     # ------------------------------------------------------------------- what must be true
 
-    def wrong(self, *, drift: bool = False) -> list[str]:
+    def wrong(self, *, drift: Collection[int] | None = ()) -> list[str]:
         """What is not as it has to be when nothing is under way, in sentences.
 
-        `drift`: somebody else has done something to machines, and records may not know it yet.
+        `drift`: machines that somebody else has done something to (None: perhaps all), of which
+        records may not know it yet.
         """
         with self.served.paused() as node:
             found = [*self._strangers_touched(), *node.violations]
             node.violations.clear()
             live = self.rows("SELECT * FROM sandbox WHERE state != 'DESTROYED'")
             found += self._leftovers(node, {row["vmid"] for row in live})
-            found += [] if drift else self._disagreements(node, live)
+            seen = [row for row in live if drift is not None and row["vmid"] not in drift]
+            found += self._disagreements(node, seen)
         return [*found, *self._operations(), *self._jobs(), *self._held(live), *self._said()]
+
+    def left(self) -> list[str]:
+        """What is there of ours at all: machines, volumes, rules."""
+        members = json.loads((self.scratch / "members.json").read_text())
+        found = [f"VM {vmid} has rules" for vmid in members]
+        with self.served.paused() as node:
+            for vm in node.vms:
+                if parse_owner(vm.config.get("description"), vm.vmid) == self.owner:
+                    found.append(f"VM {vm.vmid} is there")
+        return found
+
+    def watch(self, vmid: int) -> None:
+        """From now on this VM is a stranger that has to stay as it is; with the node paused."""
+        self.strangers = {**self.strangers, f"VM {vmid}": fingerprint(self.node, vmid)}
 
     def _strangers_touched(self) -> list[str]:
         now = fingerprints(self.node)
@@ -445,17 +487,22 @@ class Bench:
 def fingerprints(node: Node) -> dict[str, object]:
     """All that is a stranger's, as it is now; for `strangers` and for later."""
     found: dict[str, object] = {}
-    for vmid in STRANGERS:
-        vm = node.vm(vmid)
-        found[f"VM {vmid}"] = vm and json.dumps(
-            [vm.name, vm.status, vm.qmpstatus, vm.lock, vm.config, vm.snapshots], sort_keys=True,
-            default=str,
-        )  # fmt: skip
+    for vmid in node.strangers:
+        found[f"VM {vmid}"] = fingerprint(node, vmid)
     for volid in (*_volumes_of(node, 100), *_volumes_of(node, 1003), "local:1011/vm-1011-disk-0.qcow2",
                   "local:990500/vm-990500-data.qcow2"):  # fmt: skip
         sid, _, name = volid.partition(":")
         found[volid] = json.dumps(node.storages[sid]["volumes"].get(name), sort_keys=True)
     return found
+
+
+def fingerprint(node: Node, vmid: int) -> object:
+    """All that there is to a machine, as a text."""
+    vm = node.vm(vmid)
+    if vm is None:
+        return None
+    seen = [vm.name, vm.status, vm.qmpstatus, vm.lock, vm.config, vm.snapshots]
+    return json.dumps(seen, sort_keys=True, default=str)
 
 
 def _volumes_of(node: Node, vmid: int) -> list[str]:
@@ -480,8 +527,13 @@ def _make_strangers(node: Node) -> None:
 
 
 @contextlib.contextmanager
-def bench(*, time_scale: float = 0.0, extra: str = "", node: Node | None = None) -> Iterator[Bench]:
-    """An installation with nothing in it; its daemon does not run yet."""
+def bench(
+    *, time_scale: float = 0.0, extra: str = "", node: Node | None = None, disk: str = ""
+) -> Iterator[Bench]:
+    """An installation with nothing in it; its daemon does not run yet.
+
+    `disk` is how large a disk of its own the daemon's data has, in a mount namespace of its own.
+    """
     memory = Path("/dev/shm")
     scratch = Path(tempfile.mkdtemp(prefix="alf", dir=memory if os.access(memory, os.W_OK) else None))
     guests = Guests()
@@ -491,15 +543,24 @@ def bench(*, time_scale: float = 0.0, extra: str = "", node: Node | None = None)
     _make_strangers(made)
     second = secrets.randbelow(250) + 2
     port = _free_port(f"127.{second}.0.1")
+    data = scratch / "data"
+    data.mkdir()
+    words = [sys.executable, str(ROOT / "tests/fakes/sim_daemon.py")]
+    if disk:
+        mount = f'mount -t tmpfs -o size={disk} tmpfs {data} && exec "$@"'
+        words = ["unshare", "--mount", "sh", "-c", mount, "sh", *words]
     forge = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests/fakes/sim_daemon.py")], cwd=ROOT, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
+        words, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    if disk:
+        data = Path(f"/proc/{forge.pid}/root{data}")
     built: Bench | None = None
+    # a daemon that is killed, or whose reply is lost, is a broken connection on the other side
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     try:
         with serve(made, scratch) as served:
             _write_settings(scratch, served, second, port, extra)
-            built = Bench(scratch, scratch / "data", served, guests, forge, port, second)
+            built = Bench(scratch, data, served, guests, forge, port, second)
             built.arm()
             with served.paused():
                 built.strangers = fingerprints(made)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from agentlab.client.unix import Lost
@@ -61,31 +61,50 @@ def unmuted(bench: Bench) -> Iterator[None]:
         bench.guests.mute = False
 
 
+def begin(bench: Bench, scenario: Scenario) -> Target:
+    """What a case begins with, and how it was then."""
+    target = scenario.prepare(bench)
+    with bench.served.paused() as node:
+        target.clones, target.boots = node.clones.copy(), node.boots.copy()
+    return target
+
+
 def play(bench: Bench, scenario: Scenario, kill: str = "") -> tuple[Target, list[str]]:
     """Plays it, with a kill at a point and a sound daemon after that; what is wrong then."""
     bench.arm()
-    target = scenario.prepare(bench)
+    target = begin(bench, scenario)
     wrong: list[str] = []
     with unmuted(bench):
-        with bench.served.paused() as node:
-            target.seen = len(node.tasklog)
         bench.forget_trace()
         bench.arm(kill=kill, fail=scenario.fails)
-        with contextlib.suppress(Lost, Unreachable):
-            target.operation = scenario.ask(bench, target)
         if kill:
-            wrong += _die(bench, scenario, target)
+            wrong += die(bench, scenario, target)
+        else:
+            target.operation = scenario.ask(bench, target)
         bench.quiet()
     return target, wrong + bench.wrong()
 
 
-def _die(bench: Bench, scenario: Scenario, target: Target) -> list[str]:
+def die(
+    bench: Bench, scenario: Scenario, target: Target, meanwhile: Callable[[], None] | None = None
+) -> list[str]:
+    """Asks, waits for the daemon's death, and starts another one; asks again for what was asked.
+
+    `meanwhile` is done while there is no daemon, when the operation has been written down.
+    """
+    with contextlib.suppress(Lost, Unreachable):
+        target.operation = scenario.ask(bench, target)
     until = time.monotonic() + _DEATH
     while not bench.is_dead(0.01):
         busy = bench.rows("SELECT id FROM operation WHERE state IN ('doing', 'undoing')")
         if time.monotonic() > until or (not busy and not bench.is_dead(0.3)):
             return ["the point was not reached"]
     bench.reap()
+    if meanwhile is not None:
+        if not target.operation:
+            (row,) = bench.rows("SELECT id FROM operation ORDER BY created DESC LIMIT 1")
+            target.operation = row["id"]
+        meanwhile()
     bench.start()
     target.operation = scenario.ask(bench, target)
     return []

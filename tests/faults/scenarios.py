@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -22,7 +23,8 @@ class Target:
     job: str = ""
     operation: str = ""
     wanted: int = 0  # the VMID that a new sandbox is to have
-    seen: int = 0  # of Proxmox's tasks, when it began
+    clones: Counter[int] = field(default_factory=Counter)  # that there had been when it began
+    boots: Counter[int] = field(default_factory=Counter)
     key: str = field(default_factory=lambda: f"k{secrets.token_hex(6)}")
 
 
@@ -58,9 +60,8 @@ def look(bench: Bench, target: Target) -> Outcome:
             found["snapshots"] = sorted(vm.snapshots)
             found["disk"] = node.disks.get(vmid, "").partition(" ")[0]
             found["work"] = "scsi1" in vm.config
-        tasks = [each for each in node.tasklog[target.seen :] if each["exitstatus"] == "OK"]
-    names = [each["type"] for each in tasks]
-    found["clones"], found["starts"] = names.count("qmclone"), names.count("qmstart")
+        found["clones"] = node.clones[vmid] - target.clones[vmid]
+        found["starts"] = node.boots[vmid] - target.boots[vmid]
     return found
 
 
@@ -130,7 +131,8 @@ def booting(bench: Bench) -> Target:
     until = time.monotonic() + 30
     while True:
         row = bench.rows("SELECT * FROM operation WHERE id = ?", made.id)[0]
-        if row["vmid"] and bench.sandbox(row["vmid"])["state"] == "BOOTING":
+        vm = bench.node.vm(row["vmid"])
+        if vm is not None and vm.status == "running":
             return Target(row["vmid"])
         assert time.monotonic() < until, row
         time.sleep(0.02)
