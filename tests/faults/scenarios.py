@@ -85,6 +85,9 @@ def with_work(bench: Bench) -> Target:
 def stopped(bench: Bench) -> Target:
     target = ready(bench)
     bench.done(bench.ask(table.SANDBOX_STOP, vmid=target.vmid).id)
+    with bench.served.paused() as node:  # no guest boots and ends within one second
+        for task in node.tasklog:
+            task["starttime"] -= 2 if task["id"] == str(target.vmid) else 0
     return target
 
 

@@ -12,16 +12,19 @@ from agentlab.api import messages as m
 from agentlab.api import table
 from agentlab.errors import AgentLabError, Unavailable
 from tests.faults.bench import Bench, bench
-from tests.faults.play import Tally, begin, die, unmuted
+from tests.faults.play import PARTS, QUIET, Tally, begin, die, unmuted
 from tests.faults.scenarios import SCENARIOS, Scenario, at_work, booting, ready
 
 DAY = 86400.0
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, QUIET]
 _WITH_A_VM = [each for each in SCENARIOS if not each.fails and "is gone" not in each.name]
 
 
+@PARTS
 @pytest.mark.parametrize("scenario", _WITH_A_VM, ids=str)
-def test_a_machine_that_dies_while_the_daemon_is_down(scenario: Scenario, tally: Tally) -> None:
+def test_a_machine_that_dies_while_the_daemon_is_down(
+    scenario: Scenario, part: str, tally: Tally
+) -> None:
     """It is stopped, or destroyed, after each step: what was under way ends, and all can be cleared."""
     found: list[str] = []
     with bench() as installation:
@@ -32,7 +35,8 @@ def test_a_machine_that_dies_while_the_daemon_is_down(scenario: Scenario, tally:
             target.operation = scenario.ask(installation, target)
             installation.quiet()
         points = dict.fromkeys(installation.trace())
-        for point in [each for each in points if each.startswith("step after ")]:
+        after = [each for each in points if each.startswith("step after do ")]
+        for point in after if part == "all" else after[-4::2]:
             for what in ("stop", "destroy"):
                 wrong = _die_together(installation, scenario, point, what)
                 tally.note(scenario.name, f"VM {what} while down", wrong)
@@ -51,7 +55,7 @@ def _die_together(bench: Bench, scenario: Scenario, point: str, what: str) -> li
             (row,) = bench.rows("SELECT vmid FROM operation WHERE id = ?", target.operation)
             bench.behind(row["vmid"], what)
 
-        wrong += die(bench, scenario, target, meanwhile)
+        wrong += die(bench, scenario, target, point, meanwhile)
         bench.quiet()
     wrong += bench.wrong(drift=None)
     for row in bench.rows("SELECT vmid FROM sandbox WHERE state != 'DESTROYED'"):

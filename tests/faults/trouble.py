@@ -87,12 +87,12 @@ class Case:
         return f"{self.trouble} at {self.call}"
 
 
-def cases_of(scenario: Scenario, calls: Sequence[str]) -> list[Case]:
-    """Each trouble that each of these calls can have; and an inventory that cannot be read."""
+def cases_of(scenario: Scenario, calls: Sequence[str], troubles: Sequence[str]) -> list[Case]:
+    """Each of these troubles with each of these calls; and an inventory that cannot be read."""
     found = [
         Case(scenario, call, trouble)
         for call in calls
-        for trouble in TROUBLES
+        for trouble in troubles
         if not (trouble.startswith("failed task") and call.endswith(_NO_TASK))
     ]
     return [*found, Case(scenario, _INVENTORY, "no inventory")]
