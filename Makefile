@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest
 
 .DEFAULT_GOAL := check
-.PHONY: help check test demo dist docs bench clean need
+.PHONY: help check test soak demo dist docs bench clean need
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -21,9 +21,13 @@ check: $(READY) ## format, lint, types, unit and contract tests, docs fresh: und
 	scripts/need check
 	$(PYTEST) -n $(WORKERS) -q -m "not vm and not slow" tests/lint tests/unit tests/contract
 
-test: need dist ## everything, with real VMs: under 20 minutes on 2 cores
+test: need dist ## everything, with real VMs: under 30 minutes on 2 cores; of the fault matrix some cases
 	-$(PY) -m tests.templates
-	$(PYTEST) -n $(WORKERS) tests
+	$(PYTEST) -n $(WORKERS) -m "not soak" tests
+
+soak: $(READY) ## 1,000 random operations with faults and kills, and the whole fault matrix; SEED=, OPS=, KILL_EACH=
+	$(PY) scripts/soak $(if $(SEED),--seed $(SEED)) --ops $(or $(OPS),1000) --kill-each $(or $(KILL_EACH),50)
+	$(if $(SEED),,$(PYTEST) -n $(WORKERS) -m soak tests/faults)
 
 demo: ## the main job in a real VM, all traces taken away; HYPERVISOR=proxmox BACKEND=api|shell: on a lab node
 	@$(PYTHON) scripts/demo --check-user

@@ -179,16 +179,18 @@ def save_snapshot(world: World, runner: Runner, reference: str, key: str, name: 
     def check(_: Tx, sandbox: Sandbox) -> None:
         sandbox_snapshots.refuse_save(sandbox)
 
-    _refuse_snapshot(world, reference, name)
+    _refuse_snapshot(world, reference, key, name)
     return _submit(
         world, runner, sandbox_snapshots.SAVE, reference, key, "take a snapshot of", check,
         {"name": name},
     )  # fmt: skip
 
 
-def _refuse_snapshot(world: World, reference: str, name: str) -> None:
+def _refuse_snapshot(world: World, reference: str, key: str, name: str) -> None:
     with world.store.read() as tx:
         sandbox = sandboxes.get_live(tx, reference)
+        if key and operations.by_request(tx, key) is not None:
+            return  # asked again after a lost reply: the one that is there is its own
     if sandbox.state is SandboxState.STOPPED and name in world.hypervisor.snapshots(sandbox.vmid):
         raise Conflict(
             f"cannot take snapshot {name} of sandbox {sandbox.vmid}: there is one of that name",

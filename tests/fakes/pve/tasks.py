@@ -45,6 +45,7 @@ class TaskFault:
     type: str
     text: str
     times: int
+    of: str = ""  # "" for any
 
 
 class Tasks:
@@ -140,13 +141,19 @@ class Tasks:
 
     def _fail_as_told(self, record: Record) -> None:
         for fault in self.task_faults:
-            if fault.type == record["type"] and fault.times > 0:
+            meant = fault.type == record["type"] and fault.of in ("", record["id"])
+            if meant and fault.times > 0:
                 fault.times -= 1
                 raise TaskError(fault.text)
 
-    def fail_tasks(self, task_type: str, text: str, times: int = 1) -> None:
-        """The next tasks of this type (`qmclone`, …) do nothing and end with this text."""
-        self.task_faults.append(TaskFault(task_type, text, times))
+    def fail_tasks(self, task_type: str, text: str, times: int = 1, *, of: str = "") -> TaskFault:
+        """The next tasks of this type (`qmclone`, …) do nothing and end with this text.
+
+        `of` narrows to those of one machine, by its VMID; a clone's is that of its template.
+        """
+        fault = TaskFault(task_type, text, times, of)
+        self.task_faults.append(fault)
+        return fault
 
     def kill_task(self, upid: str) -> None:
         """Kills the worker hard: nothing is cleaned up, and it ends with "unexpected status" (866)."""
