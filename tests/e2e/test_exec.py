@@ -50,7 +50,7 @@ def _laboratory(kind: str) -> Iterator[Lab]:
 def box(lab: Lab) -> Iterator[str]:
     """A sandbox in which a job sleeps."""
     job = lab.run_job("forever", "sleep", lab.scratch / "repo")
-    until = time.monotonic() + 300
+    until = time.monotonic() + 600
     while (shown := lab.job(str(job["id"])))["state"] != "RUNNING":
         assert not shown["final"], shown
         assert time.monotonic() < until, shown
