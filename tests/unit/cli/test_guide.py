@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from agentlab.cli.parse import parse
+from tests.e2e import test_guide_sandboxes
 from tests.e2e.guide import COPY, GUIDE, extract
 
 LINES = COPY.read_text().splitlines()
@@ -42,6 +45,11 @@ def test_lines_are_found_where_they_stand() -> None:
 @pytest.mark.skipif(not GUIDE.exists(), reason="the guide is not beside this checkout")
 def test_our_copy_is_as_the_guide() -> None:
     assert extract(GUIDE.read_text()) == LINES
+
+
+@pytest.mark.parametrize("text", LINES)
+def test_every_line_is_run_in_a_real_sandbox(text: str) -> None:
+    assert text in Path(test_guide_sandboxes.__file__).read_text()
 
 
 @pytest.mark.parametrize("text", [each for each in LINES if each.startswith("agentlab ")])
