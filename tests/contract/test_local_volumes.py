@@ -1,8 +1,9 @@
 """SIGKILL of whoever works on a volume of the local driver, at every moment that leaves a trace.
 
 A child process makes one call and dies at its n-th moment: before and after each program that it
-runs, each rename, each sync to the disk, each removal.  What it leaves is the old or the new
-state, and the same call again makes it the new one.
+runs, each rename, each sync to the disk, each removal.  A program that it has just started goes
+on alone, or dies with it.  What is left is the old or the new state, and the same call again
+makes it the new one.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from typing import Any
 
 import pytest
 
-from agentlab.errors import Conflict, NotOurs
+from agentlab.errors import Conflict, NotOurs, Unavailable
 from agentlab.hypervisor.base import Volume
 from agentlab.hypervisor.files import sweep
+from agentlab.hypervisor.local import images
 from agentlab.hypervisor.local.driver import LocalHypervisor
 from agentlab.hypervisor.local.machine_dir import MachineDir
 from agentlab.hypervisor.local.plug import unplug
@@ -35,12 +37,14 @@ _PLACES = ("machines", "volumes", "templates")
 Seen = tuple[object, ...]
 
 
-def _dies_at(moment: int) -> None:
-    """Lets this process be killed at its n-th moment, counted from 1."""
+def _dies_at(moment: int, *, whole: bool) -> None:
+    """Lets this process be killed at its n-th moment, counted from 1; `whole` with its program."""
     counted = itertools.count(1)
 
-    def here() -> None:
+    def here(program: int = 0) -> None:
         if next(counted) == moment:
+            if whole and program:
+                os.killpg(program, signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
 
     def watched(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,7 +64,7 @@ def _dies_at(moment: int) -> None:
         def __init__(self, *args: Any, **named: Any) -> None:
             here()
             super().__init__(*args, **named)
-            here()  # the program goes on, and nobody waits for it
+            here(self.pid)  # it may have begun, and nobody waits for it
 
         def communicate(self, *args: Any, **named: Any) -> Any:
             answer = super().communicate(*args, **named)
@@ -70,13 +74,13 @@ def _dies_at(moment: int) -> None:
     subprocess.Popen = Watched  # type: ignore[misc]
 
 
-def _killed(moment: int, call: Callable[[], object]) -> bool:
+def _killed(moment: int, call: Callable[[], object], *, whole: bool) -> bool:
     """Makes a call in a child that dies at this moment; False when it came to its end before."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            _dies_at(moment)
+            _dies_at(moment, whole=whole)
             call()
             status = 0
         finally:
@@ -175,8 +179,14 @@ def _whole(bench: LocalBench, volid: str) -> None:
     assert subprocess.run(argv, check=False).returncode in (0, 3)  # 3: room that is lost, no more
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_killed_at_any_moment_it_is_as_before_or_done(local_bench: LocalBench, verb: str) -> None:
+@pytest.mark.slow  # 150 kills
+@pytest.mark.parametrize(
+    ("verb", "whole"),
+    [*((verb, False) for verb in VERBS), *((verb, True) for verb in ("grow", "rollback", "clone"))],
+)
+def test_killed_at_any_moment_it_is_as_before_or_done(
+    local_bench: LocalBench, verb: str, whole: bool
+) -> None:
     _prepare(local_bench, verb)
     scene = Scene(local_bench.root.parent)
     old = _see(local_bench)
@@ -186,7 +196,7 @@ def test_killed_at_any_moment_it_is_as_before_or_done(local_bench: LocalBench, v
     seen = {old: 0, new: 0}
     for moment in itertools.count(1):
         scene.restore()
-        if not _killed(moment, _call(local_bench, verb)):
+        if not _killed(moment, _call(local_bench, verb), whole=whole):
             break
         _settle(local_bench, verb)
         between = _see(local_bench)
@@ -212,6 +222,27 @@ def _settle(bench: LocalBench, verb: str) -> None:
     assert isinstance(driver, LocalHypervisor)
     driver.attach(1012, ONE, owner=OWNER)
     driver.detach(1012, ONE, owner=OWNER)
+
+
+def test_half_a_rollback_is_ended_by_whoever_comes_next(
+    local_bench: LocalBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """qemu-img makes the image as large as it was first, and puts the content back then."""
+    driver = local_bench.volumes
+    _prepare(local_bench, "rollback")
+
+    def half(image: Path, name: str) -> None:
+        subprocess.run(["qemu-img", "resize", "-q", "--shrink", str(image), "64M"], check=True)
+        raise Unavailable("the power has failed")
+
+    with monkeypatch.context() as patch, pytest.raises(Unavailable):
+        patch.setattr(images, "apply_snapshot", half)
+        driver.rollback_volume(ONE, "first", owner=OWNER)
+    assert holds(local_bench, ONE, 2)
+    local_bench.hypervisor = local_bench.again()
+    copy = local_bench.volumes.clone_volume(ONE, 990001, owner=OWNER)
+    assert holds(local_bench, ONE, 1)
+    assert holds(local_bench, copy, 1)
 
 
 def test_a_directory_without_a_record_is_a_strangers(local_bench: LocalBench) -> None:
