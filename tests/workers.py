@@ -2,8 +2,8 @@
 
 Tests of one file stay together, in their order, so that what a module shares is made once.  The
 drivers, the kinds of bridge and the two directions of an operation do not: each has a lab of its
-own.  All workers but one run files with virtual machines, which keep a processor busy; the
-last one runs the others, which mostly wait, and helps when there are no more of those.
+own.  All workers but one run files with virtual machines, which keep a processor busy; one runs
+the others, which mostly wait, and has done when there are no more of those.
 """
 
 from __future__ import annotations
@@ -53,9 +53,12 @@ class Groups(LoadScopeScheduling):
             for other, work in self.assigned_work.items()
             if other is not node
         )
-        wanted = others < len(self.nodes) - 1
-        chosen = next((each for each in waiting if starts_machines(each) is wanted), waiting[0])
-        self.workqueue.move_to_end(chosen, last=False)
+        machines = others < max(2, self.numnodes - 1)
+        chosen = next((each for each in waiting if starts_machines(each) is machines), "")
+        if not chosen and not machines:
+            node.shutdown()  # all that waits would be one file with machines too many
+            return
+        self.workqueue.move_to_end(chosen or waiting[0], last=False)
         super()._assign_work_unit(node)
 
 

@@ -36,7 +36,7 @@ class Bench(ABC):
     template: str = "debian-12"
     taps: list[str] = field(default_factory=list)
     memory: int = 512
-    patience: float = 30.0  # seconds for a boot, before the driver's own slowness
+    patience: float = 60.0  # seconds for a boot, before the driver's own slowness
 
     @abstractmethod
     def again(self) -> Hypervisor:

@@ -14,7 +14,7 @@ from agentlab.errors import DeadlineExceeded, Unavailable
 from tests.fakes.netns import private_network
 from tests.fakes.pve.machine import Disk, Machine, Plan, Settings, disc
 
-BOOT = 300.0  # seconds, on a machine that is busy
+BOOT = 600.0  # seconds, on a machine that is busy with others
 
 
 @dataclass

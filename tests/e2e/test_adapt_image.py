@@ -60,7 +60,7 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_an_image_of_a_distribution_runs_jobs(tmp_path: Path) -> None:
     stock = make_stock(tmp_path / "stock")
     before, templates, told = digest(stock), tmp_path / "templates", []

@@ -34,7 +34,7 @@ def boxes(tmp_path: Path) -> Iterator[list[Box]]:
         yield made
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_two_clones_of_the_disk_are_machines_of_their_own(boxes: list[Box]) -> None:
     begun = time.monotonic()
     for box in boxes:

@@ -17,8 +17,8 @@ from tests.e2e.lab import ROOT, Lab, git_repo, laboratory
 pytestmark = [pytest.mark.vm, pytest.mark.slow]
 
 FORWARD = [
-    "reserve", "clone", "configure", "fence", "start", "await_guest", "deliver", "await_report",
-    "collect", "release",
+    "reserve", "admit", "clone", "configure", "snapshot", "fence", "start", "await_guest",
+    "deliver", "await_report", "collect", "release",
 ]  # fmt: skip
 UNDONE = ["deliver", "start", "fence", "clone", "reserve"]  # those that have an undo
 SUCCESS = [f"{moment}:do:{step}" for step in FORWARD for moment in ("before", "after")]
