@@ -87,7 +87,7 @@ class IdleStop:
         self, candidates: Sequence[_Candidate], used: set[int], machines: Mapping[int, Machine]
     ) -> list[Sample]:
         connected = open_ssh()
-        emulated = self._world.hypervisor.capabilities.slowness > 1.0
+        emulated = self._world.hypervisor.capabilities.accelerator == "tcg"
         samples = []
         for each in candidates:
             one, machine = each.sandbox, machines.get(each.sandbox.vmid)
