@@ -83,10 +83,12 @@ def test_a_guest_that_computes_is_seen_to_be_busy(local_powered: LocalBench) -> 
         assert seen.cpu is not None
         return seen.cpu
 
-    local_powered.say(1012, "(timeout 6 sh -c 'while :; do :; done' >/dev/null 2>&1 &)")
-    assert lately() > 0.3  # other work has the host's processors too
-    time.sleep(6)
-    assert lately() < 0.3
+    # how much of the host's processors it gets, the host's other work decides
+    quiet = min(lately() for _ in range(3))
+    local_powered.say(1012, "(timeout 60 sh -c 'while :; do :; done' >/dev/null 2>&1 &)")
+    busy = max(lately() for _ in range(3))
+    assert busy > 2 * quiet
+    assert busy > 0.05
     driver.stop(1012, owner=OWNER)
     assert driver.inventory()[0].cpu is None
 
