@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from agentlab.errors import Invalid, NotFound
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
+# Where those are listed that have no `list` of their own.
+_LISTS = {"artifact": "agentlab job artifacts ID", "operation": "agentlab sandbox list"}
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?", re.ASCII)
 
 
@@ -34,5 +36,6 @@ def unknown(what: str, name: object, known: Iterable[object]) -> NotFound:
     """The error for a name that does not exist, with the nearest one that does."""
     names = [str(each) for each in known]
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"see: agentlab {what} list"
+    see = _LISTS.get(what, f"agentlab {what} list")
+    hint = f"did you mean {near[0]}?" if near else f"see: {see}"
     return NotFound(f"no {what} {name}", hint=hint, details={"did_you_mean": near})

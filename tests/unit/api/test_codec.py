@@ -16,7 +16,8 @@ from agentlab.api.codec import at_most, from_plain, parse_document, render_docum
 from agentlab.api.table import ENDPOINTS, Raw
 from agentlab.errors import Invalid
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=20)
+CHARACTERS = st.characters(exclude_categories=("Cs",), exclude_characters="\0")
+TEXT = st.text(CHARACTERS, max_size=20)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
@@ -29,24 +30,26 @@ MESSAGES: list[type] = sorted(
 st.register_type_strategy(object, JSON)
 
 
-def values(kind: Any) -> st.SearchStrategy[Any]:
-    """Any value of a type that the contract uses."""
+def values(kind: Any, most: int = 20) -> st.SearchStrategy[Any]:
+    """Any value of a type that the contract uses, with texts of at most `most` characters."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is list:
-        return st.lists(values(args[0]), max_size=3)
+        return st.lists(values(args[0], most), max_size=3)
     if origin is dict:
-        return st.dictionaries(TEXT, values(args[1]), max_size=3)
+        return st.dictionaries(TEXT, values(args[1], most), max_size=3)
     if args:  # `X | None`
-        return st.one_of(*(values(each) for each in args))
+        return st.one_of(*(values(each, most) for each in args))
     if kind is type(None):
         return st.none()
     simple: dict[Any, st.SearchStrategy[Any]] = {
-        str: TEXT, int: st.integers(-(2**53), 2**53), bool: st.booleans(), object: JSON,
+        str: st.text(CHARACTERS, max_size=most), int: st.integers(-(2**53), 2**53), bool: st.booleans(), object: JSON,
         float: st.floats(allow_nan=False, allow_infinity=False),
     }  # fmt: skip
     if kind in simple:
         return simple[kind]
-    return st.builds(kind, **{k: values(v) for k, v in typing.get_type_hints(kind).items()})
+    hints = typing.get_type_hints(kind)
+    limits = {each.name: min(20, each.metadata.get("max", 20)) for each in dataclasses.fields(kind)}
+    return st.builds(kind, **{name: values(hints[name], limits[name]) for name in limits})
 
 
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
