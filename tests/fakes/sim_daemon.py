@@ -4,7 +4,7 @@
 
 reads orders from stdin, a JSON object a line, and answers each with a line.  `{"start": {…}}`
 forks a daemon from this process, in which all modules are loaded already, and answers with its
-process id; `{"wait": PID}` answers with its exit status (negative: the signal).
+process id; `{"wait": PID}` answers with its exit status (negative: the signal), `{"rows": [PATH, SQL, VALUES]}` with rows.
 
 What runs in such a daemon is `serve()` itself: engine, API, guest listener, leases and deadlines
 over the Proxmox driver by REST.  Not real are:
@@ -30,6 +30,7 @@ import os
 import random
 import re
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -260,10 +261,20 @@ def wait(pid: int) -> int:
     return 0
 
 
+def read(path: str, sql: str, values: Sequence[object]) -> list[dict[str, object]]:
+    """Rows of a database: for one that only this process's mount namespace has."""
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        connection.row_factory = sqlite3.Row
+        return [dict(row) for row in connection.execute(sql, values)]
+
+
 def obey() -> None:
     while line := sys.stdin.readline():
         order = json.loads(line)
-        answer = start(Order(**order["start"])) if "start" in order else wait(order["wait"])
+        if "rows" in order:
+            answer: object = json.dumps(read(*order["rows"]))
+        else:
+            answer = start(Order(**order["start"])) if "start" in order else wait(order["wait"])
         sys.stdout.write(f"{answer}\n")
         sys.stdout.flush()
 

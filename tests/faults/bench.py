@@ -154,11 +154,14 @@ class Bench:
         part.replace(self.scratch / "control.json")
 
     def tell(self, **order: object) -> int:
+        return int(self._tell(order))
+
+    def _tell(self, order: Mapping[str, object]) -> str:
         assert self.forge.stdin is not None
         assert self.forge.stdout is not None
         self.forge.stdin.write(json.dumps(order) + "\n")
         self.forge.stdin.flush()
-        return int(self.forge.stdout.readline())
+        return self.forge.stdout.readline()
 
     def start(self) -> None:
         """Starts a daemon and waits until it answers."""
@@ -281,6 +284,8 @@ class Bench:
 
     def rows(self, sql: str, *values: object) -> list[dict[str, Any]]:
         """What the database says; read beside the daemon."""
+        if self.data != self.scratch / "data":
+            return json.loads(self._tell({"rows": [f"{self.scratch}/data/agentlab.db", sql, values]}))  # type: ignore[no-any-return]
         uri = f"file:{self.data / 'agentlab.db'}?mode=ro"
         with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=10)) as connection:
             connection.row_factory = sqlite3.Row
