@@ -48,7 +48,7 @@ from agentlab import clock, config, control, log
 from agentlab.daemon import build, handlers, main  # noqa: F401  # handlers: loaded before the fork
 from agentlab.errors import Conflict
 from agentlab.hypervisor.base import Capabilities
-from agentlab.hypervisor.proxmox import checks, driver, node, rest, rights, template  # noqa: F401
+from agentlab.hypervisor.proxmox import checks, driver, rest, rights, template  # noqa: F401
 from agentlab.network.settings import Member
 from agentlab.operations import job_run
 from agentlab.store.operations import OperationRow
@@ -84,7 +84,7 @@ class Sim:
     @property
     def control(self) -> Mapping[str, Any]:
         with self._lock:
-            found = os.stat(self._order.control)
+            found = Path(self._order.control).stat()
             if (found.st_mtime_ns, found.st_ino) != self._seen:
                 self._control = json.loads(Path(self._order.control).read_text())
                 self._seen, self._passed = (found.st_mtime_ns, found.st_ino), 0
@@ -188,7 +188,9 @@ class FileFence:
 
     def sync(self, read_members: Callable[[], Sequence[Member]]) -> None:
         with self._lock:
-            members = {str(one.vmid): [one.tap, one.mac, str(one.address)] for one in read_members()}
+            members = {
+                str(one.vmid): [one.tap, one.mac, str(one.address)] for one in read_members()
+            }
             part = self._path.with_name(f"{self._path.name}.part")
             part.write_text(json.dumps(members))
             part.replace(self._path)
@@ -211,11 +213,11 @@ class FileFence:
 
 def prepare(sim: Sim, members: Path) -> None:
     """Puts into this process what is not real."""
-    real = build._api  # noqa: SLF001  # the transport that the daemon would have
+    real = build._api  # the transport that the daemon would have
     build.TRANSPORTS = {"api": lambda given: Watched(real(given), sim)}  # type: ignore[assignment,return-value,arg-type]
     build.Fence = lambda _: FileFence(members)  # type: ignore[assignment,misc,return-value]
     clock.now = sim.now
-    job_run._GRACE = _GRACE  # noqa: SLF001
+    job_run._GRACE = _GRACE
     for found in pkgutil.iter_modules(control.__path__):
         module = importlib.import_module(f"agentlab.control.{found.name}")
         if hasattr(module, "EVERY"):

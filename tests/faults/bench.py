@@ -29,7 +29,7 @@ from agentlab.api import messages as m
 from agentlab.api import table
 from agentlab.api.table import Endpoint
 from agentlab.client.client import Client
-from agentlab.errors import AgentLabError, Unavailable, Unreachable
+from agentlab.errors import Unavailable, Unreachable
 from agentlab.hypervisor.proxmox.names import parse_owner, volume_name
 from agentlab.model.sandbox import CLEAN
 from tests.fakes.pve.node import TOKEN, FakeVm, ProxmoxNode, TaskError
@@ -285,7 +285,9 @@ class Bench:
     def rows(self, sql: str, *values: object) -> list[dict[str, Any]]:
         """What the database says; read beside the daemon."""
         if self.data != self.scratch / "data":
-            return json.loads(self._tell({"rows": [f"{self.scratch}/data/agentlab.db", sql, values]}))  # type: ignore[no-any-return]
+            return json.loads(
+                self._tell({"rows": [f"{self.scratch}/data/agentlab.db", sql, values]})
+            )  # type: ignore[no-any-return]
         uri = f"file:{self.data / 'agentlab.db'}?mode=ro"
         with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=10)) as connection:
             connection.row_factory = sqlite3.Row
@@ -363,12 +365,15 @@ class Bench:
     def left(self) -> list[str]:
         """What is there of ours at all: machines, volumes, rules."""
         members = json.loads((self.scratch / "members.json").read_text())
-        found = [f"VM {vmid} has rules" for vmid in members]
         with self.served.paused() as node:
-            for vm in node.vms:
-                if parse_owner(vm.config.get("description"), vm.vmid) == self.owner:
-                    found.append(f"VM {vm.vmid} is there")
-        return found
+            ours = [
+                vm.vmid
+                for vm in node.vms
+                if parse_owner(vm.config.get("description"), vm.vmid) == self.owner
+            ]
+        return [f"VM {each} has rules" for each in members] + [
+            f"VM {each} is there" for each in ours
+        ]
 
     def watch(self, vmid: int) -> None:
         """From now on this VM is a stranger that has to stay as it is; with the node paused."""
@@ -474,7 +479,7 @@ class Bench:
         found = [f"subject {row['name']} is locked" for row in self.rows("SELECT * FROM subject")]
         found += [f"job {row['job']} has a token" for row in self.rows("SELECT * FROM token")]
         members = json.loads((self.scratch / "members.json").read_text())
-        powered = {str(row["vmid"]) for row in live if row["state"] not in ("STOPPED",)}
+        powered = {str(row["vmid"]) for row in live if row["state"] != "STOPPED"}
         found += [f"VM {vmid} has rules, and no power" for vmid in set(members) - powered]
         for row in live:
             member = members.get(str(row["vmid"]))
@@ -540,7 +545,9 @@ def bench(
     `disk` is how large a disk of its own the daemon's data has, in a mount namespace of its own.
     """
     memory = Path("/dev/shm")
-    scratch = Path(tempfile.mkdtemp(prefix="alf", dir=memory if os.access(memory, os.W_OK) else None))
+    scratch = Path(
+        tempfile.mkdtemp(prefix="alf", dir=memory if os.access(memory, os.W_OK) else None)
+    )
     guests = Guests()
     made = node or Node(guests=guests, time_scale=time_scale)
     made.guests, guests.node, made.members = guests, made, scratch / "members.json"

@@ -314,7 +314,9 @@ class Soak:
         self._settle()
         wrong = self.bench.wrong(drift=self.drifted)
         for name in [row["name"] for row in self._live()]:
-            self._ask("destroy --force", table.SANDBOX_DESTROY, m.DestroyRequest(force=True), vmid=name)
+            self._ask(
+                "destroy --force", table.SANDBOX_DESTROY, m.DestroyRequest(force=True), vmid=name
+            )
         self._settle()
         wrong += [f"{row['name']} is still {row['state']}" for row in self._live()]
         wrong += self.bench.wrong() + self.bench.left()

@@ -97,7 +97,9 @@ def test_every_trouble_with_every_call(scenario: Scenario, part: str, tally: Tal
     with bench() as installation:
         installation.start()
         calls = _calls(points_of(installation, scenario))
-        for batch in batches(cases_of(scenario, calls, _SOME if part == "some" else tuple(TROUBLES))):
+        for batch in batches(
+            cases_of(scenario, calls, _SOME if part == "some" else tuple(TROUBLES))
+        ):
             found += play_all(installation, batch, tally)
     assert not found, "\n".join(found)
 

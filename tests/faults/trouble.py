@@ -31,7 +31,10 @@ _TASKS = {
 _NO_TASK = ("/config", "/agent/exec")
 _INVENTORY = "GET /cluster/resources"
 _BATCH = 12
-_TIMES = {"two lost replies": 2, "no inventory": 3}  # a look at what has become may spare the second
+_TIMES = {
+    "two lost replies": 2,
+    "no inventory": 3,
+}  # a look at what has become may spare the second
 AnyFault = Fault | TaskFault
 # How a fault is put in place: the node, method and path, whom it is meant for, and whose it is.
 Arm = Callable[[Node, str, str, Callable[[dict[str, str]], bool], int], AnyFault]
@@ -102,7 +105,10 @@ def batches(cases: Sequence[Case]) -> list[list[Case]]:
     """What may be played at the same time; what is for all is played alone."""
     alone = [each for each in cases if each.trouble == "no inventory"]
     rest = [each for each in cases if each not in alone]
-    return [*(rest[n : n + _BATCH] for n in range(0, len(rest), _BATCH)), *([each] for each in alone)]
+    return [
+        *(rest[n : n + _BATCH] for n in range(0, len(rest), _BATCH)),
+        *([each] for each in alone),
+    ]
 
 
 def play_all(bench: Bench, batch: Sequence[Case], tally: Tally) -> list[str]:
