@@ -273,9 +273,12 @@ class Bench:
             time.sleep(0.02)
 
     def quiet(self, seconds: float = _PATIENCE) -> None:
-        """Waits until no operation is unfinished."""
+        """Waits until no operation is unfinished, and no lease's end has to be tried again."""
         until = time.monotonic() + seconds
-        while rows := self.rows("SELECT * FROM operation WHERE state IN ('doing', 'undoing')"):
+        while rows := [
+            *self.rows("SELECT * FROM operation WHERE state IN ('doing', 'undoing')"),
+            *self.rows("SELECT * FROM sandbox WHERE state = 'TIMEOUT'"),
+        ]:
             assert not self.is_dead(), f"the daemon died:\n{self.log()[-3000:]}"
             assert time.monotonic() < until, f"still at work: {rows}\n{self.log()[-4000:]}"
             time.sleep(0.02)
