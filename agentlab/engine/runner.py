@@ -64,6 +64,7 @@ class Runner:
         self._observer = observer
         self._schedule = Schedule()
         self._attempts: dict[str, _Attempt] = {}
+        self._stuck: dict[str, str] = {}  # what keeps the store from us, by operation
         self._threads = [
             threading.Thread(target=self._work, name=f"engine-{n}", daemon=True)
             for n in range(workers)
@@ -132,11 +133,23 @@ class Runner:
             pause: float | None = 1.0
             try:
                 pause = self._advance(operation)
-            except Exception:  # noqa: BLE001  # a worker outlives whatever happens
+                self._stuck.pop(operation, None)
+            except Exception as error:  # noqa: BLE001  # a worker outlives whatever happens
                 # the store failed us: whatever step it was is still written as begun
-                _log.exception("cannot go on with operation %s; trying again", operation)
+                self._cannot_go_on(operation, error)
             finally:
                 self._schedule.give_back(operation, pause)
+
+    def _cannot_go_on(self, operation: str, error: Exception) -> None:
+        """Said once for as long as it lasts: on a full disk the log must not grow each second."""
+        trouble = f"{type(error).__name__}: {error}"
+        if self._stuck.get(operation) != trouble:
+            known = isinstance(error, AgentLabError)
+            _log.error(
+                "cannot go on with operation %s, trying again: %s", operation, error,
+                exc_info=None if known else error,
+            )  # fmt: skip
+        self._stuck[operation] = trouble
 
     def _advance(self, identity: str) -> float | None:
         """Takes steps until the operation ends (None) or wants to sleep (seconds)."""

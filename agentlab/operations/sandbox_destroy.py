@@ -8,7 +8,7 @@ from agentlab import clock
 from agentlab.engine.step import Call, Operation, Result, Step
 from agentlab.errors import Conflict, NotOurs
 from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxEvent
-from agentlab.operations.boot import close_record, unfence
+from agentlab.operations.boot import close_record, is_off, unfence
 from agentlab.operations.context import World
 from agentlab.operations.turn import is_gone, turn
 from agentlab.store import sandboxes
@@ -19,7 +19,7 @@ DESTROY, EXPIRE = "sandbox.destroy", "sandbox.expire"
 
 
 def destroy(world: World) -> Operation:
-    """Destroying has no undo: what was begun is brought to its end."""
+    """What was destroyed is gone; one that could not be is STOPPED, since it has no power any more."""
     return Operation(DESTROY, [turn(_may, absent_is_done=True), *_Gone(world).steps()])
 
 
@@ -67,7 +67,7 @@ class _Gone:
     def steps(self) -> list[Step]:
         return [
             Step("stop", self.stop, 120, handles_cancel=True),
-            Step("unfence", self.away, 60, handles_cancel=True),
+            Step("unfence", self.away, 60, undo=self.off, handles_cancel=True),
             Step("destroy", self.destroy, 600, handles_cancel=True),
         ]
 
@@ -84,6 +84,22 @@ class _Gone:
         if not is_gone(call):
             unfence(self._world, call.operation.vmid)
         return None
+
+    def off(self, call: Call) -> Result:
+        """It could not be destroyed: its record says what has become of it until then.
+
+        At a lease's end it stays in TIMEOUT, from which it is tried again.
+        """
+        if is_gone(call):
+            return None
+        vmid, identity = call.operation.vmid, call.operation.id
+        why = f"could not be destroyed: {call.operation.error}"
+        unfence(self._world, vmid)
+        if self._world.hypervisor.status(vmid) is None:
+            return lambda tx: close_record(tx, vmid, "", identity)
+        if call.operation.kind == EXPIRE:
+            return None
+        return lambda tx: is_off(tx, vmid, identity, why)
 
     def destroy(self, call: Call) -> Result:
         if is_gone(call):

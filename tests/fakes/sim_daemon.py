@@ -4,7 +4,7 @@
 
 reads orders from stdin, a JSON object a line, and answers each with a line.  `{"start": {…}}`
 forks a daemon from this process, in which all modules are loaded already, and answers with its
-process id; `{"wait": PID}` answers with its exit status (negative: the signal).
+process id; `{"wait": PID}` answers with its exit status (negative: the signal), `{"rows": [PATH, SQL, VALUES]}` with rows.
 
 What runs in such a daemon is `serve()` itself: engine, API, guest listener, leases and deadlines
 over the Proxmox driver by REST.  Not real are:
@@ -30,6 +30,7 @@ import os
 import random
 import re
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -47,7 +48,7 @@ from agentlab import clock, config, control, log
 from agentlab.daemon import build, handlers, main  # noqa: F401  # handlers: loaded before the fork
 from agentlab.errors import Conflict
 from agentlab.hypervisor.base import Capabilities
-from agentlab.hypervisor.proxmox import checks, driver, node, rest, rights, template  # noqa: F401
+from agentlab.hypervisor.proxmox import checks, driver, rest, rights, template  # noqa: F401
 from agentlab.network.settings import Member
 from agentlab.operations import job_run
 from agentlab.store.operations import OperationRow
@@ -83,7 +84,7 @@ class Sim:
     @property
     def control(self) -> Mapping[str, Any]:
         with self._lock:
-            found = os.stat(self._order.control)
+            found = Path(self._order.control).stat()
             if (found.st_mtime_ns, found.st_ino) != self._seen:
                 self._control = json.loads(Path(self._order.control).read_text())
                 self._seen, self._passed = (found.st_mtime_ns, found.st_ino), 0
@@ -262,10 +263,20 @@ def wait(pid: int) -> int:
     return 0
 
 
+def read(path: str, sql: str, values: Sequence[object]) -> list[dict[str, object]]:
+    """Rows of a database: for one that only this process's mount namespace has."""
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        connection.row_factory = sqlite3.Row
+        return [dict(row) for row in connection.execute(sql, values)]
+
+
 def obey() -> None:
     while line := sys.stdin.readline():
         order = json.loads(line)
-        answer = start(Order(**order["start"])) if "start" in order else wait(order["wait"])
+        if "rows" in order:
+            answer: object = json.dumps(read(*order["rows"]))
+        else:
+            answer = start(Order(**order["start"])) if "start" in order else wait(order["wait"])
         sys.stdout.write(f"{answer}\n")
         sys.stdout.flush()
 

@@ -154,11 +154,14 @@ class Bench:
         part.replace(self.scratch / "control.json")
 
     def tell(self, **order: object) -> int:
+        return int(self._tell(order))
+
+    def _tell(self, order: Mapping[str, object]) -> str:
         assert self.forge.stdin is not None
         assert self.forge.stdout is not None
         self.forge.stdin.write(json.dumps(order) + "\n")
         self.forge.stdin.flush()
-        return int(self.forge.stdout.readline())
+        return self.forge.stdout.readline()
 
     def start(self) -> None:
         """Starts a daemon and waits until it answers."""
@@ -270,9 +273,12 @@ class Bench:
             time.sleep(0.02)
 
     def quiet(self, seconds: float = _PATIENCE) -> None:
-        """Waits until no operation is unfinished."""
+        """Waits until no operation is unfinished, and no lease's end has to be tried again."""
         until = time.monotonic() + seconds
-        while rows := self.rows("SELECT * FROM operation WHERE state IN ('doing', 'undoing')"):
+        while rows := [
+            *self.rows("SELECT * FROM operation WHERE state IN ('doing', 'undoing')"),
+            *self.rows("SELECT * FROM sandbox WHERE state = 'TIMEOUT'"),
+        ]:
             assert not self.is_dead(), f"the daemon died:\n{self.log()[-3000:]}"
             assert time.monotonic() < until, f"still at work: {rows}\n{self.log()[-4000:]}"
             time.sleep(0.02)
@@ -281,6 +287,10 @@ class Bench:
 
     def rows(self, sql: str, *values: object) -> list[dict[str, Any]]:
         """What the database says; read beside the daemon."""
+        if self.data != self.scratch / "data":
+            return json.loads(
+                self._tell({"rows": [f"{self.scratch}/data/agentlab.db", sql, values]})
+            )  # type: ignore[no-any-return]
         uri = f"file:{self.data / 'agentlab.db'}?mode=ro"
         with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=10)) as connection:
             connection.row_factory = sqlite3.Row
@@ -358,12 +368,15 @@ class Bench:
     def left(self) -> list[str]:
         """What is there of ours at all: machines, volumes, rules."""
         members = json.loads((self.scratch / "members.json").read_text())
-        found = [f"VM {vmid} has rules" for vmid in members]
         with self.served.paused() as node:
-            for vm in node.vms:
-                if parse_owner(vm.config.get("description"), vm.vmid) == self.owner:
-                    found.append(f"VM {vm.vmid} is there")
-        return found
+            ours = [
+                vm.vmid
+                for vm in node.vms
+                if parse_owner(vm.config.get("description"), vm.vmid) == self.owner
+            ]
+        return [f"VM {each} has rules" for each in members] + [
+            f"VM {each} is there" for each in ours
+        ]
 
     def watch(self, vmid: int) -> None:
         """From now on this VM is a stranger that has to stay as it is; with the node paused."""
@@ -469,7 +482,7 @@ class Bench:
         found = [f"subject {row['name']} is locked" for row in self.rows("SELECT * FROM subject")]
         found += [f"job {row['job']} has a token" for row in self.rows("SELECT * FROM token")]
         members = json.loads((self.scratch / "members.json").read_text())
-        powered = {str(row["vmid"]) for row in live if row["state"] not in ("STOPPED",)}
+        powered = {str(row["vmid"]) for row in live if row["state"] != "STOPPED"}
         found += [f"VM {vmid} has rules, and no power" for vmid in set(members) - powered]
         for row in live:
             member = members.get(str(row["vmid"]))

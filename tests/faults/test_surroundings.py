@@ -161,7 +161,7 @@ def test_machines_that_we_may_not_see_are_not_gone() -> None:
 
 def test_a_full_disk_ends_nothing(tally: Tally) -> None:
     """What is asked for is refused in a sentence, what is under way waits, and then goes on."""
-    with bench(disk="3m") as installation:
+    with bench(disk="24m") as installation:
         installation.start()
         box, kept = ready(installation).vmid, ready(installation).vmid
         job = at_work(installation)
@@ -182,8 +182,10 @@ def test_a_full_disk_ends_nothing(tally: Tally) -> None:
         assert installation.sandbox(born.vmid)["state"] == "READY"
         assert installation.sandbox(kept)["state"] == "READY"
         wrong = installation.wrong()
-        tally.note("full disk", "full disk", wrong)
-        assert wrong == []
+        told = [each for each in wrong if "disk is full" in each or "No space left" in each]
+        tally.note("full disk", "full disk", [each for each in wrong if each not in told])
+        assert wrong == told
+        assert 0 < len(told) < 12, "said once for each that it keeps from going on"
 
 
 def _refused(bench: Bench, vmid: int) -> str:

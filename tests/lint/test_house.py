@@ -48,7 +48,14 @@ def test_types_are_strict() -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["packaging/build.py", "packaging/zip_main.py", "scripts/bench", "scripts/demo"]
+    "script",
+    [
+        "packaging/build.py",
+        "packaging/zip_main.py",
+        "scripts/bench",
+        "scripts/demo",
+        "scripts/soak",
+    ],
 )
 def test_types_of_scripts_are_strict(script: str) -> None:
     passes(BIN / "mypy", "--no-error-summary", "--follow-imports=silent", script)
