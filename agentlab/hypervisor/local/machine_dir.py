@@ -5,24 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from uuid import uuid4
 
 from agentlab.clock import now
-from agentlab.errors import Conflict, NotFound, NotOurs, Unavailable
+from agentlab.errors import Conflict
 from agentlab.hypervisor.base import MachineSpec, Nic
-from agentlab.hypervisor.files import locked_directory, write_durable
+from agentlab.hypervisor.local.owned_dir import OwnedDir
 
 RECORD = "machine.json"
 DISK = "disk.qcow2"
 SEED = "seed.iso"
 STDERR = "qemu.log"
 FORMAT = 1
-LOCK_TIMEOUT = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,44 +130,25 @@ def _parse_spec(document: dict[str, Any]) -> MachineSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class MachineDir:
-    """The directory of one machine, which may be absent or a stranger's."""
+class MachineDir(OwnedDir[Record]):
+    """The directory of one machine."""
 
-    path: Path
+    noun: ClassVar[str] = "machine"
+    record_name: ClassVar[str] = RECORD
+    other_range: ClassVar[str] = "choose another vmid range in the configuration"
+
+    def parse(self, content: bytes) -> Record:
+        return parse_record(content)
+
+    def render(self, record: Record) -> bytes:
+        return render_record(record)
+
+    def number_of(self, record: Record) -> int:
+        return record.vmid
 
     @property
     def vmid(self) -> str:
-        return self.path.name
-
-    def read(self) -> Record | None:
-        """The record; None when there is none that we can understand.
-
-        Raises Unavailable when the file is there and cannot be read.
-        """
-        try:
-            record = parse_record((self.path / RECORD).read_bytes())
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return None
-        except OSError as error:
-            raise Unavailable(f"cannot read machine {self.vmid}: {error.strerror}") from error
-        return record if str(record.vmid) == self.vmid else None
-
-    def write(self, record: Record) -> Record:
-        write_durable(self.path / RECORD, render_record(record))
-        return record
-
-    def owned(self, owner: str, verb: str) -> Record:
-        """The record of a machine that is there and carries this owner; NotFound, NotOurs."""
-        record = self.read()
-        if record is not None and record.owner == owner:
-            return record
-        if not self.path.exists():
-            raise NotFound(f"cannot {verb} machine {self.vmid}: there is no such machine")
-        raise NotOurs(
-            f"cannot {verb} machine {self.vmid}: it belongs to "
-            + (f"the installation {record.owner}" if record else "someone else"),
-            hint="choose another vmid range in the configuration",
-        )
+        return self.number
 
     def note(self, what: str, nonce: str) -> None:
         """Notes that something was done for this run; gone machines take no notes."""
@@ -184,13 +162,6 @@ class MachineDir:
             return max(0.0, now() - path.stat().st_mtime) if path.read_text() == nonce else None
         except FileNotFoundError:
             return None
-
-    @contextlib.contextmanager
-    def locked(self, verb: str) -> Iterator[None]:
-        """Holds the machine for one operation; NotFound when it is not there, or no longer."""
-        what = f"machine {self.vmid}"
-        with locked_directory(self.path, timeout=LOCK_TIMEOUT, verb=verb, what=what):
-            yield
 
 
 def needs_spec(record: Record, verb: str) -> MachineSpec:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from agentlab.errors import Invalid, NotFound, NotOurs, Unavailable
-from agentlab.hypervisor.files import locked_directory, write_durable
+from agentlab.errors import Invalid
+from agentlab.hypervisor.local.owned_dir import OwnedDir
 
 STORAGE = "local"  # the only one; a volid begins with its name, as Proxmox's do
 RECORD = "volume.json"
 IMAGE = "disk.qcow2"
 FORMAT = 1
-LOCK_TIMEOUT = 120.0
 
 _OWNER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 _VOLID = re.compile(rf"{STORAGE}:vm-(?P<number>[1-9][0-9]{{0,8}})-agentlab-(?P<owner>{_OWNER})")
@@ -68,52 +65,22 @@ def parse_record(content: bytes) -> VolumeRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class VolumeDir:
-    """The directory of one volume, which may be absent or a stranger's."""
+class VolumeDir(OwnedDir[VolumeRecord]):
+    """The directory of one volume."""
 
-    path: Path
+    noun: ClassVar[str] = "volume"
+    record_name: ClassVar[str] = RECORD
+    other_range: ClassVar[str] = "choose another range of numbers for volumes in the configuration"
 
-    @property
-    def number(self) -> str:
-        return self.path.name
+    def parse(self, content: bytes) -> VolumeRecord:
+        return parse_record(content)
+
+    def render(self, record: VolumeRecord) -> bytes:
+        return render_record(record)
+
+    def number_of(self, record: VolumeRecord) -> int:
+        return record.number
 
     @property
     def image(self) -> Path:
         return self.path / IMAGE
-
-    def read(self) -> VolumeRecord | None:
-        """The record; None when there is none that we can understand.
-
-        Raises Unavailable when the file is there and cannot be read.
-        """
-        try:
-            record = parse_record((self.path / RECORD).read_bytes())
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return None
-        except OSError as error:
-            raise Unavailable(f"cannot read volume {self.number}: {error.strerror}") from error
-        return record if str(record.number) == self.number else None
-
-    def write(self, record: VolumeRecord) -> VolumeRecord:
-        write_durable(self.path / RECORD, render_record(record))
-        return record
-
-    def owned(self, owner: str, verb: str) -> VolumeRecord:
-        """The record of a volume that is there and carries this owner; NotFound, NotOurs."""
-        record = self.read()
-        if record is not None and record.owner == owner:
-            return record
-        if not self.path.exists():
-            raise NotFound(f"cannot {verb} volume {self.number}: there is no such volume")
-        raise NotOurs(
-            f"cannot {verb} volume {self.number}: it belongs to "
-            + (f"the installation {record.owner}" if record else "someone else"),
-            hint="choose another range of numbers for volumes in the configuration",
-        )
-
-    @contextlib.contextmanager
-    def locked(self, verb: str) -> Iterator[None]:
-        """Holds the volume for one operation; NotFound when it is not there, or no longer."""
-        what = f"volume {self.number}"
-        with locked_directory(self.path, timeout=LOCK_TIMEOUT, verb=verb, what=what):
-            yield
