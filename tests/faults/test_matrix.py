@@ -74,7 +74,7 @@ def _is_creations(point: str) -> bool:
 
 def test_room_that_was_given_is_not_asked_for_twice() -> None:
     """On a host with room for one: who was let in just before the kill is not in its own way."""
-    with bench(extra="limits: {sandboxes: 1, cores: 1}\n") as installation:
+    with bench(extra="limits: {sandboxes: 1, cores: 2}\n") as installation:
         installation.start()
         by_name = {each.name: each for each in SCENARIOS}
         target, wrong = play(
