@@ -5,10 +5,11 @@ A work disk is never a part of them: it is detached before, and attached again a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 
 from agentlab.engine.step import Call, Operation, Output, Result, Step
-from agentlab.errors import Conflict, InvalidTransition, NotFound
+from agentlab.errors import Conflict, InvalidTransition, NotFound, NotOurs
 from agentlab.hypervisor.base import Volumes
 from agentlab.model.sandbox import CLEAN, SANDBOX, Sandbox, SandboxEvent, SandboxState
 from agentlab.operations import admit
@@ -64,7 +65,7 @@ class _Disks:
         return self._world.hypervisor if self._world.hypervisor.capabilities.volumes else None  # type: ignore[return-value]
 
     def detaching(self) -> Step:
-        return Step("detach", self.detach, _QUICK, undo=self.attach)
+        return Step("detach", self.detach, _QUICK, undo=self.give_back)
 
     def attaching(self) -> Step:
         return Step("attach", self.attach, _QUICK)
@@ -87,6 +88,12 @@ class _Disks:
         if self.volumes is None:
             return []
         return list(self.volumes.attached(vmid, owner=self._world.installation))
+
+    def give_back(self, call: Call) -> Result:
+        """As `attach`; a machine that is gone, or another's by now, has nothing to be given."""
+        with contextlib.suppress(NotFound, NotOurs):
+            self.attach(call)
+        return None
 
     def attach(self, call: Call) -> Result:
         found = call.outputs["detach"].get("volumes") if "detach" in call.outputs else None
