@@ -9,7 +9,7 @@ from agentlab import clock
 from agentlab.clock import Deadline
 from agentlab.engine.runner import Cancelled
 from agentlab.engine.step import Call, Operation, Output, Result, Step, Wait
-from agentlab.errors import AgentLabError
+from agentlab.errors import AgentLabError, NotFound, NotOurs
 from agentlab.hypervisor.base import Power
 from agentlab.model.job import JOB, Job, JobEvent
 from agentlab.model.profile import After
@@ -195,17 +195,24 @@ class _JobRun:
             after = After.DESTROY
         if held or after is After.KEEP:
             return None
-        if after is After.STOP:
-            if not self._world.hypervisor.shutdown(
-                vmid, owner=owner, timeout=self.slow(_SHUTDOWN)()
-            ):
-                self._world.hypervisor.stop(vmid, owner=owner)
+        try:
+            if after is After.STOP:
+                self._halt(vmid)
+                return lambda tx: is_off(tx, vmid, call.operation.id)
+            self._world.hypervisor.stop(vmid, owner=owner)
             unfence(self._world, vmid)
-            return lambda tx: is_off(tx, vmid, call.operation.id)
-        self._world.hypervisor.stop(vmid, owner=owner)
-        unfence(self._world, vmid)
-        self._world.hypervisor.destroy(vmid, owner=owner)
+            self._world.hypervisor.destroy(vmid, owner=owner)
+        except (NotFound, NotOurs) as gone:  # or else it would be tried for ever
+            unfence(self._world, vmid)
+            why = f"its VM was gone: {gone.message}"
+            return lambda tx: close_record(tx, vmid, why, call.operation.id)
         return lambda tx: close_record(tx, vmid, "", call.operation.id)
+
+    def _halt(self, vmid: int) -> None:
+        hypervisor, owner = self._world.hypervisor, self._world.installation
+        if not hypervisor.shutdown(vmid, owner=owner, timeout=self.slow(_SHUTDOWN)()):
+            hypervisor.stop(vmid, owner=owner)
+        unfence(self._world, vmid)
 
 
 def finish(tx: Tx, operation: OperationRow, error: AgentLabError | None) -> None:
