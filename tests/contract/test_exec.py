@@ -65,7 +65,9 @@ def command(bench: Bench, *words: str) -> list[str]:
     if verb[0] in ("exec", "cp"):
         verb[1:1] = ["--user", ME]
         verb.insert(0, "sandbox")
-    return [sys.executable, "-m", "agentlab", "--socket", socket, *verb]
+    # who starts the tests in the background has them, and what they start, ignore SIGINT
+    listens = ["env", "--default-signal=INT"]
+    return [*listens, sys.executable, "-m", "agentlab", "--socket", socket, *verb]
 
 
 @pytest.fixture
