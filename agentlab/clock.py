@@ -47,17 +47,37 @@ class Timed(Protocol):
     def passed(self) -> bool: ...
 
 
+class Jumps:
+    """Tells that the clock was set forth between two looks at it."""
+
+    def __init__(self) -> None:
+        self._wall, self._monotonic = now(), time.monotonic()
+
+    def since(self) -> float:
+        """Seconds by which it was set forth since the look before; 0 for next to none."""
+        wall, monotonic = now(), time.monotonic()
+        jumped = (wall - self._wall) - (monotonic - self._monotonic)
+        self._wall, self._monotonic = wall, monotonic
+        return jumped if jumped > 1.0 else 0.0
+
+
 class Stamps:
     """Points in wall time as deadlines: a clock that is set later moves none that was seen before."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[float, Deadline]] = {}
 
-    def deadline(self, key: str, at: float) -> Deadline:
-        """When `at` (seconds since the epoch) will be, as it looked when first asked for."""
+    def deadline(
+        self, key: str, at: float, *, jumped: float = 0.0, most: float = float("inf")
+    ) -> Deadline:
+        """When `at` (seconds since the epoch) will be, as it looked when first asked for.
+
+        `jumped` is by how much the clock may have been set forth since `at` was written down; in
+        `most` seconds it is over in any case.
+        """
         seen = self._seen.get(key)
         if seen is None or seen[0] != at:
-            seen = self._seen[key] = (at, Deadline.after(at - now()))
+            seen = self._seen[key] = (at, Deadline.after(min(at - now() + jumped, most)))
         return seen[1]
 
     def forget(self, key: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from agentlab import clock
-from agentlab.clock import Stamps
+from agentlab.clock import Jumps, Stamps
 from agentlab.engine.runner import Runner
 from agentlab.model.sandbox import LEASED, Sandbox, SandboxState
 from agentlab.operations import sandbox_destroy, sandbox_requests
@@ -21,27 +21,31 @@ EVERY = 5.0
 class Leases:
     """The clock of all leases.  One that a job's operation holds is that operation's affair.
 
-    A lease ends by the clock as it was when the lease was first seen: whoever sets the clock ends
-    none.
+    A lease ends by the clock as it was when the lease began: whoever sets the clock ends none,
+    not even one that was given since the look before.
     """
 
     def __init__(self, world: World, runner: Runner) -> None:
         self._world = world
         self._runner = runner
         self._stamps = Stamps()
+        self._jumps = Jumps()
         self._first = True
 
     def check(self) -> None:
         """One look at all leases."""
         with self._world.store.read() as tx:
             live = [one for one in sandboxes.live(tx) if _leased(one)]
+        jumped = self._jumps.since()  # asked last: what was read is from before it
         if self._first:
             self._after_a_pause(live)
             self._first = False
             return
         self._stamps.keep({_key(one) for one in live})
         for one in live:
-            left = self._stamps.deadline(_key(one), one.lease_until)
+            left = self._stamps.deadline(
+                _key(one), one.lease_until, jumped=jumped, most=one.ttl or float("inf")
+            )
             if one.keepalive and one.state is SandboxState.RUNNING and left.left < one.ttl / 2:
                 self._keep_alive(one)
             elif left.passed:

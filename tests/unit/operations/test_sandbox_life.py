@@ -517,6 +517,22 @@ def test_a_clock_that_is_set_while_we_look_ends_no_lease(
     assert bench.box(box.vmid).state is S.READY
 
 
+@pytest.mark.parametrize("days", [1, -1])
+def test_a_clock_that_is_set_before_the_first_look_ends_no_lease(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    leases = _leases(bench)
+    box = bench.new(ttl=600)
+    real = time.time
+    monkeypatch.setattr(clock, "now", lambda: real() + days * 86400)
+    leases.check()
+    leases.check()
+    time.sleep(0.2)
+    assert bench.box(box.vmid).state is S.READY
+    stamp = leases._stamps.deadline(f"sandbox {box.id}", bench.box(box.vmid).lease_until)
+    assert 590 < stamp.left <= 600  # and it is no longer than it was given
+
+
 def test_a_lease_that_is_kept_alive_renews_itself(bench: Bench) -> None:
     leases = _leases(bench)
     box = bench.new(keepalive=True, ttl=600)
