@@ -363,7 +363,10 @@ class Bench:
             found += self._leftovers(node, {row["vmid"] for row in live})
             seen = [row for row in live if drift is not None and row["vmid"] not in drift]
             found += self._disagreements(node, seen)
-        return [*found, *self._operations(), *self._jobs(), *self._held(live), *self._said()]
+            on = {vm.vmid for vm in node.vms if vm.status == "running"}
+        fenced = [row for row in live if row in seen or row["vmid"] in on]  # without power no need
+        found += [*self._held(live), *self._unfenced(fenced)]
+        return [*found, *self._operations(), *self._jobs(), *self._said()]
 
     def left(self) -> list[str]:
         """What is there of ours at all: machines, volumes, rules."""
@@ -484,11 +487,16 @@ class Bench:
         members = json.loads((self.scratch / "members.json").read_text())
         powered = {str(row["vmid"]) for row in live if row["state"] != "STOPPED"}
         found += [f"VM {vmid} has rules, and no power" for vmid in set(members) - powered]
-        for row in live:
-            member = members.get(str(row["vmid"]))
-            if str(row["vmid"]) in powered and member != [row["tap"], row["mac"], row["address"]]:
-                found.append(f"the rules of sandbox {row['vmid']} are {member}")
         return found
+
+    def _unfenced(self, sandboxes: Sequence[Mapping[str, Any]]) -> list[str]:
+        members = json.loads((self.scratch / "members.json").read_text())
+        return [
+            f"the rules of sandbox {row['vmid']} are {members.get(str(row['vmid']))}"
+            for row in sandboxes
+            if row["state"] != "STOPPED"
+            and members.get(str(row["vmid"])) != [row["tap"], row["mac"], row["address"]]
+        ]
 
     def _said(self) -> list[str]:
         """No traceback, and nothing that nobody foresaw."""
