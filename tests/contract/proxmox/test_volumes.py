@@ -18,31 +18,8 @@ from agentlab.hypervisor.proxmox.transport import Transport
 from tests.contract.bench import OWNER, STRANGER, settings
 from tests.contract.conftest import connect_api
 from tests.fakes.pve.commands import make_commands
-from tests.fakes.pve.node import ProxmoxNode
+from tests.fakes.pve.files import FileNode
 from tests.fakes.pve.serving import Served, serve
-
-
-class FileNode(ProxmoxNode):
-    """A node whose volumes are images in a directory for each storage."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__()
-        self.root = root
-        self.add_dir_storage("fast")
-        for name in ("local", "fast"):
-            self.storages[name]["path"] = str(root / name)
-            (root / name / "images").mkdir(parents=True)
-
-    def file(self, volid: str) -> Path:
-        storage, _, volume = volid.partition(":")
-        return self.root / storage / "images" / volume
-
-    def on_allot(self, volid: str, size: int) -> None:
-        self.file(volid).parent.mkdir(exist_ok=True)
-        image("create", "-q", "-f", "qcow2", str(self.file(volid)), str(size))
-
-    def on_free(self, volid: str) -> None:
-        self.file(volid).unlink()
 
 
 def image(*words: str) -> str:
@@ -60,7 +37,7 @@ class Shelf:
     def file(self, volid: str) -> Path:
         node = self.served.node
         assert isinstance(node, FileNode)
-        return node.file(volid)
+        return node.path(volid)
 
     def write(self, volid: str, byte: int) -> None:
         words = ["qemu-io", "-f", "qcow2", "-c", f"write -q -P {byte} 1M 1M", self.file(volid)]
@@ -82,7 +59,9 @@ def _shelf(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, *, root: bool = True
 ) -> Iterator[Shelf]:
     node = FileNode(tmp_path)
+    node.add_shelf("fast")
     node.make_template(name="debian-12", size=1 << 30)
+    node.on_allot("local:9000/base-9000-disk-0.qcow2", 1 << 30)
     with serve(node, tmp_path) as served:
         programs = make_commands(served, tmp_path / "bin")
         node.pvesh_secs = 0.0

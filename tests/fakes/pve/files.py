@@ -16,26 +16,38 @@ from tests.fakes.pve.node import ProxmoxNode
 
 
 class FileNode(ProxmoxNode):
-    """`directory` holds the storage.  Root's own tools may work on it, too."""
+    """`directory` holds its storages.  Root's own tools may work on them, too."""
 
     def __init__(self, directory: Path, **more: Any) -> None:
         super().__init__(**more)
         self.directory = directory
-        self.storages[self.storage]["path"] = str(directory / "storage")
-        (directory / "storage/images").mkdir(parents=True, exist_ok=True)
+        self._shelves: dict[str, Path] = {}
+        self._put(self.storage, "storage")
+
+    def add_shelf(self, name: str) -> None:
+        """One more storage of type `dir`, with files of its own."""
+        self.add_dir_storage(name)
+        self._put(name, name)
+
+    def _put(self, storage: str, folder: str) -> None:
+        self.storages[storage]["path"] = str(self.directory / folder)
+        self._shelves[storage] = self.directory / folder / "images"
+        self._shelves[storage].mkdir(parents=True, exist_ok=True)
 
     def path(self, volid: str) -> Path:
         """The file of a volume; a linked clone's name has that of its base before it."""
-        folder, name = volid.partition(":")[2].split("/")[-2:]
-        return self.directory / "storage/images" / folder / name
+        storage, _, volume = volid.partition(":")
+        folder, name = volume.split("/")[-2:]
+        return self._shelves[storage] / folder / name
 
     def _scan(self) -> None:
         """What root's own tools have made or changed on the storage is seen there at once."""
-        known = self.storages[self.storage]["volumes"]
-        for path in (self.directory / "storage/images").glob("*/vm-*-agentlab-*.qcow2"):
-            name, size = f"{path.parent.name}/{path.name}", header_size(path) << 20
-            facts = {"content": "images", "format": "qcow2", "vmid": int(path.parent.name)}
-            known.setdefault(name, {**facts, "ctime": 0})["size"] = size
+        for storage, images in self._shelves.items():
+            known = self.storages[storage]["volumes"]
+            for path in images.glob("*/vm-*-agentlab-*.qcow2"):
+                name, size = f"{path.parent.name}/{path.name}", header_size(path) << 20
+                facts = {"content": "images", "format": "qcow2", "vmid": int(path.parent.name)}
+                known.setdefault(name, {**facts, "ctime": 0})["size"] = size
 
     def _volumes(self, name: str) -> Any:
         self._scan()
