@@ -40,7 +40,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """The daemon does not answer; it is asked again."""
+    """The daemon, or a guest behind it, does not answer; it is asked again."""
 
     error: AgentLabError
 

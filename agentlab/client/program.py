@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from agentlab.api import messages as m
 from agentlab.api import table
 from agentlab.client.client import PATIENCE, Client, patiently
+from agentlab.client.follow import TICK, WAIT, Tick, Trouble
 from agentlab.client.unix import Lost
 from agentlab.errors import AgentLabError, DeadlineExceeded, NotFound, Unavailable
 
 INPUT = 256 << 10  # bytes of stdin sent at once
-_WAIT = 25.0
 _FIRST_WAIT = 1.0  # seconds in which most programs have ended
 _FIRST_WAIT_FED = 0.1  # or less, when it waits for us
 _FEED_WAIT = 10.0
-_TICK = 0.1
 _PATIENCE = 180.0  # seconds that a busy guest's agent, or a restart of the daemon, may take
 _PATIENCE_START = 20.0  # as long as nothing runs, somebody rather hears of it
 
@@ -42,18 +41,6 @@ class Ended:
 
     status: int
     cut: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Nothing happened for a moment."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """The daemon or the guest does not answer; it is asked again."""
-
-    error: AgentLabError
 
 
 Item = Piece | Ended | Tick | Trouble
@@ -119,7 +106,7 @@ class Program:
         last = first
         while last.status is None:
             try:
-                found = self._queue.get(timeout=_TICK)
+                found = self._queue.get(timeout=TICK)
             except queue.Empty:
                 yield Tick()
                 continue
@@ -156,14 +143,14 @@ class Program:
     def _put(self, found: m.ExecOutput | Trouble | BaseException) -> None:
         while not self._over.is_set():
             try:
-                self._queue.put(found, timeout=_TICK)
+                self._queue.put(found, timeout=TICK)
             except queue.Full:
                 continue
             return
 
     def _hear(self, last: m.ExecOutput) -> None:
         while last.status is None and not self._over.is_set():
-            query = {"out": last.next_out, "err": last.next_err, "wait": _WAIT}
+            query = {"out": last.next_out, "err": last.next_err, "wait": WAIT}
 
             def ask(query: dict[str, int | float] = query) -> m.ExecOutput:
                 return self._client.call(table.EXEC_OUTPUT, path=self._path, query=query)

@@ -388,7 +388,7 @@ class CheckResult:
 Checks = Mapping[str, Callable[[], CheckResult]]
 
 
-class Hypervisor(Machines, Snapshots, Guest, Protocol):
+class Hypervisor(Machines, Snapshots, Guest, Volumes, Protocol):
     """A whole driver.  Templates are built by `TemplateBuilder`, where there is one."""
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from agentlab.engine.step import Call, Operation, Output, Result, Step
 from agentlab.errors import Conflict, NotFound
+from agentlab.hypervisor.base import Power
 from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxEvent
 from agentlab.operations import admit
 from agentlab.operations.boot import Boot, handed_over, is_off, unfence
@@ -82,7 +83,7 @@ def halt(world: World, vmid: int) -> None:
         machine = hypervisor.status(vmid)
         if machine is None:
             raise NotFound(f"no VM {vmid}")
-        if machine.power == "paused":  # a guest that stands still cannot power off
+        if machine.power is Power.PAUSED:  # a guest that stands still cannot power off
             hypervisor.resume(vmid, owner=owner)
         if not hypervisor.shutdown(vmid, owner=owner, timeout=patience):
             hypervisor.stop(vmid, owner=owner)

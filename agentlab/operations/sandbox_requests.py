@@ -177,7 +177,7 @@ def save_snapshot(world: World, runner: Runner, reference: str, key: str, name: 
     parse_snapshot_name(name)
 
     def check(_: Tx, sandbox: Sandbox) -> None:
-        sandbox_snapshots.refuse_save(sandbox)
+        sandbox_snapshots.refuse_powered(sandbox, "take a snapshot of")
 
     _refuse_snapshot(world, reference, key, name)
     return _submit(
@@ -209,7 +209,7 @@ def delete_snapshot(world: World, runner: Runner, reference: str, key: str, name
         )
 
     def check(_: Tx, sandbox: Sandbox) -> None:
-        sandbox_snapshots.refuse_delete(sandbox)
+        sandbox_snapshots.refuse_powered(sandbox, "delete a snapshot of")
 
     return _submit(
         world, runner, sandbox_snapshots.DELETE, reference, key, "delete a snapshot of", check,

@@ -6,18 +6,17 @@ A work disk is never a part of them: it is detached before, and attached again a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from agentlab.engine.step import Call, Operation, Output, Result, Step
 from agentlab.errors import Conflict, InvalidTransition, NotFound, NotOurs
-from agentlab.hypervisor.base import Volumes
 from agentlab.model.sandbox import CLEAN, SANDBOX, Sandbox, SandboxEvent, SandboxState
 from agentlab.operations import admit
 from agentlab.operations.boot import Boot, handed_over, is_off, unfence
 from agentlab.operations.context import World
 from agentlab.operations.sandbox_power import halt
 from agentlab.operations.turn import STEP as TURN
-from agentlab.operations.turn import turn
+from agentlab.operations.turn import Check, turn
 from agentlab.store import events, sandboxes
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
@@ -41,16 +40,10 @@ def refuse(sandbox: Sandbox, verb: str, states: Sequence[SandboxState], hint: st
         )
 
 
-def refuse_save(sandbox: Sandbox) -> None:
-    """A snapshot is of a disk that nobody writes to."""
+def refuse_powered(sandbox: Sandbox, verb: str) -> None:
+    """Snapshots are taken and deleted of a disk that nobody writes to."""
     hint = f"stop it first: agentlab sandbox stop {sandbox.vmid}"
-    refuse(sandbox, "take a snapshot of", (_S.STOPPED,), hint)
-
-
-def refuse_delete(sandbox: Sandbox) -> None:
-    """As for taking one."""
-    hint = f"stop it first: agentlab sandbox stop {sandbox.vmid}"
-    refuse(sandbox, "delete a snapshot of", (_S.STOPPED,), hint)
+    refuse(sandbox, verb, (_S.STOPPED,), hint)
 
 
 class _Disks:
@@ -58,11 +51,6 @@ class _Disks:
 
     def __init__(self, world: World) -> None:
         self._world = world
-
-    @property
-    def volumes(self) -> Volumes | None:
-        """None where there are none."""
-        return self._world.hypervisor if self._world.hypervisor.capabilities.volumes else None  # type: ignore[return-value]
 
     def detaching(self) -> Step:
         return Step("detach", self.detach, _QUICK, undo=self.give_back)
@@ -73,21 +61,20 @@ class _Disks:
     def detach(self, call: Call) -> Result:
         """What is attached is written down before it is taken away."""
         vmid, owner = call.operation.vmid, self._world.installation
-        if self.volumes is None:
-            return {"volumes": []}
         known = call.saved.get("volumes")
         if not isinstance(known, list):
             known = self.attached(vmid)
             call.save(volumes=known)
         for volid in known:
-            self.volumes.detach(vmid, str(volid), owner=owner)
+            self._world.hypervisor.detach(vmid, str(volid), owner=owner)
         return {"volumes": known}
 
     def attached(self, vmid: int) -> list[str]:
         """The volumes of ours that this machine has now."""
-        if self.volumes is None:
+        hypervisor = self._world.hypervisor
+        if not hypervisor.capabilities.volumes:
             return []
-        return list(self.volumes.attached(vmid, owner=self._world.installation))
+        return list(hypervisor.attached(vmid, owner=self._world.installation))
 
     def give_back(self, call: Call) -> Result:
         """As `attach`; a machine that is gone, or another's by now, has nothing to be given."""
@@ -99,8 +86,9 @@ class _Disks:
         found = call.outputs["detach"].get("volumes") if "detach" in call.outputs else None
         found = call.saved.get("volumes") if found is None else found
         for volid in found if isinstance(found, list) else []:
-            if self.volumes is not None:
-                self.volumes.attach(call.operation.vmid, str(volid), owner=self._world.installation)
+            self._world.hypervisor.attach(
+                call.operation.vmid, str(volid), owner=self._world.installation
+            )
         return None
 
 
@@ -116,7 +104,7 @@ def save(world: World) -> Operation:
     return Operation(
         SAVE,
         [
-            turn(_checked(refuse_save)),
+            turn(_stopped("take a snapshot of")),
             disks.detaching(),
             Step("snapshot", take, _LONG),
             disks.attaching(),
@@ -139,7 +127,7 @@ def delete(world: World) -> Operation:
     return Operation(
         DELETE,
         [
-            turn(_checked(refuse_delete)),
+            turn(_stopped("delete a snapshot of")),
             Step("look", look, _QUICK),
             Step("delete", drop, _LONG),
         ],
@@ -240,9 +228,9 @@ class _Revert:
         return lambda tx: is_off(tx, vmid, call.operation.id, f"reverted, but not started: {why}")
 
 
-def _checked(check: Callable[[Sandbox], None]) -> Callable[..., Mapping[str, object]]:
+def _stopped(verb: str) -> Check:
     def begin(_: Tx, sandbox: Sandbox, __: OperationRow) -> Mapping[str, object]:
-        check(sandbox)
+        refuse_powered(sandbox, verb)
         return {}
 
     return begin

@@ -14,7 +14,8 @@ from typing import NoReturn
 from agentlab.api import messages as m
 from agentlab.cli.command import Answer, Context, GaveUp, Interrupted
 from agentlab.cli.commands.job_run import parse_env
-from agentlab.client.program import INPUT, Ended, Item, Piece, Program, Source, Trouble
+from agentlab.client.follow import Trouble
+from agentlab.client.program import INPUT, Ended, Item, Piece, Program, Source
 from agentlab.clock import Deadline
 from agentlab.errors import AgentLabError
 

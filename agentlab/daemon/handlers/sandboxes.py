@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from agentlab.api import messages as m
 from agentlab.daemon.context import Daemon
 from agentlab.daemon.job_spec import parse_labels, parse_ttl
@@ -45,7 +47,7 @@ def all_known(daemon: Daemon, request: Request[m.Nothing]) -> m.SandboxList:
     return m.SandboxList([sandbox_view(each, power, held.get(each.id)) for each in found])
 
 
-def _filter(request: Request[m.Nothing]):  # type: ignore[no-untyped-def]
+def _filter(request: Request[m.Nothing]) -> Callable[[Sandbox], bool]:
     state, profile = request.query.get("state", "").upper(), request.query.get("profile", "")
     if state and state not in list(SANDBOX.states):
         raise Invalid(f"the parameter state must be one of {', '.join(SANDBOX.states)}")

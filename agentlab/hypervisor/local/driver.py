@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentlab.hypervisor.base import Capabilities, Hypervisor, Volumes
+from agentlab.hypervisor.base import Capabilities, Hypervisor
 from agentlab.hypervisor.local.accelerator import SLOWNESS
 from agentlab.hypervisor.local.guest import LocalGuest
 from agentlab.hypervisor.local.machines import LocalMachines
@@ -38,4 +38,3 @@ class LocalHypervisor(LocalMachines, LocalSnapshots, LocalVolumes, LocalGuest):
 
 
 _: type[Hypervisor] = LocalHypervisor
-_volumes: type[Volumes] = LocalVolumes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentlab.hypervisor.base import Capabilities, Hypervisor, Volumes
+from agentlab.hypervisor.base import Capabilities, Hypervisor
 from agentlab.hypervisor.load import Gate
 from agentlab.hypervisor.proxmox.guest import ProxmoxGuest
 from agentlab.hypervisor.proxmox.node import NodeTools
@@ -47,4 +47,3 @@ class ProxmoxHypervisor(ProxmoxSnapshots, ProxmoxGuest, ProxmoxVolumes):
 
 
 _: type[Hypervisor] = ProxmoxHypervisor
-_volumes: type[Volumes] = ProxmoxVolumes
