@@ -17,7 +17,7 @@ PYTEST := $(PY) -m pytest
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
 
-check: $(READY) ## format, lint, types, unit and contract tests, docs fresh: under 2 minutes, no VM (the default)
+check: $(READY) ## format, lint, types, unit and contract tests, docs fresh; minutes, no VM (the default)
 	scripts/need check
 	$(PYTEST) -n $(WORKERS) -q -m "not vm and not slow" tests/lint tests/unit tests/contract
 
