@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from agentlab import clock
-from agentlab.clock import Jumps, Stamps
+from agentlab.clock import Deadline, Jumps, Stamps
 from agentlab.engine.runner import Runner
 from agentlab.model.sandbox import LEASED, Sandbox, SandboxState
 from agentlab.operations import sandbox_destroy, sandbox_requests
@@ -16,6 +16,10 @@ from agentlab.units import render_duration
 
 _log = logging.getLogger(__name__)
 EVERY = 5.0
+_AGAIN, _MOST = (
+    30.0,
+    1800.0,
+)  # seconds before an end that failed is tried again, at first and at most
 
 
 class Leases:
@@ -31,6 +35,7 @@ class Leases:
         self._stamps = Stamps()
         self._jumps = Jumps()
         self._first = True
+        self._ended: dict[int, tuple[Deadline, float]] = {}  # by id: when again, and the pause then
 
     def check(self) -> None:
         """One look at all leases."""
@@ -42,6 +47,8 @@ class Leases:
             self._first = False
             return
         self._stamps.keep({_key(one) for one in live})
+        known = {one.id for one in live}
+        self._ended = {key: each for key, each in self._ended.items() if key in known}
         for one in live:
             left = self._stamps.deadline(
                 _key(one), one.lease_until, jumped=jumped, most=one.ttl or float("inf")
@@ -86,6 +93,10 @@ class Leases:
                 sandbox_requests.extend(tx, one, one.ttl)
 
     def _expire(self, seen: Sandbox) -> None:
+        """Begins the end of a lease; one that failed is tried again after a pause that grows."""
+        again, pause = self._ended.get(seen.id, (Deadline.after(0), _AGAIN))
+        if not again.passed:
+            return
         with self._world.store.write() as tx:
             one = self._unheld(tx, seen)
             if one is None or one.lease_until != seen.lease_until:
@@ -100,6 +111,7 @@ class Leases:
                 tx, sandbox_destroy.EXPIRE, [subject], {"id": one.id, "lease": one.lease_until},
                 job=one.job, vmid=one.vmid, in_turn=True,
             )  # fmt: skip
+        self._ended[seen.id] = (Deadline.after(pause), min(2 * pause, _MOST))
 
     def _unheld(self, tx: Tx, seen: Sandbox) -> Sandbox | None:
         """The same sandbox as it is now, when nothing is under way with it."""

@@ -490,6 +490,35 @@ def test_a_lease_that_ends_goes_to_timeout_and_the_vm_is_destroyed(
     _later(bench, bench.clean)  # the operation ends a moment after the record
 
 
+def test_an_end_that_fails_is_tried_again_and_not_at_every_look(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = _leases(bench)
+    box = bench.new()
+    _end(bench, box.vmid)
+    bench.hypervisor.faults["destroy"] = [Conflict("the disk is on fire")]
+    for _ in range(5):
+        leases.check()
+        _later(bench, lambda: not _under_way(bench, box.vmid))
+    assert bench.box(box.vmid).state is S.TIMEOUT
+    assert len(_ends(bench, box.vmid)) == 1
+    monkeypatch.setattr(leases, "_ended", {})  # as when the pause is over
+    leases.check()
+    _later(bench, lambda: bench.box(box.vmid).state is S.DESTROYED)
+    assert len(_ends(bench, box.vmid)) == 2
+
+
+def _ends(bench: Bench, vmid: int) -> list[object]:
+    with bench.world.store.read() as tx:
+        sql = "SELECT id FROM operation WHERE kind = 'sandbox.expire' AND vmid = ?"
+        return tx.execute(sql, (vmid,)).fetchall()
+
+
+def _under_way(bench: Bench, vmid: int) -> bool:
+    with bench.world.store.read() as tx:
+        return operations.holder_of(tx, f"sandbox:{vmid}") is not None
+
+
 def test_a_stopped_sandbox_waits_for_its_owner(bench: Bench) -> None:
     leases = _leases(bench)
     box = bench.new()
