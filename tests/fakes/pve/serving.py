@@ -87,8 +87,8 @@ def serve(node: ProxmoxNode, directory: Path) -> Iterator[Served]:
             on_loop(settle())
             on_loop(_cut(node))
             on_loop(node.stop())
-            on_loop(settle())
             on_loop(_end_all())
+            on_loop(_close_all())
         finally:
             loop.call_soon_threadsafe(loop.stop)
             thread.join(_PATIENCE)
@@ -122,3 +122,12 @@ async def _end_all() -> None:
         task.cancel()
     if rest:
         await asyncio.wait(rest, timeout=2)
+
+
+async def _close_all() -> None:
+    """A connection that was still shaking hands is in no server's list, only in the loop's own."""
+    transports = asyncio.get_running_loop()._transports  # type: ignore[attr-defined]
+    for _ in range(5):
+        for each in list(transports.values()):
+            each.abort()
+        await settle()
