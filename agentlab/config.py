@@ -76,6 +76,9 @@ class Proxmox:
     clones_per_storage: int
 
 
+_VOLUMES = range(990_000, 1_000_000)
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """All settings, checked.  `proxmox` is None unless it is the hypervisor."""
@@ -102,6 +105,12 @@ class Config:
     retention_days: int
     limits: Limits = Limits()
     lease_grace: int = 300
+    workspace_size: int = 20 << 10  # MiB, of one that is made without being asked how large
+
+    @property
+    def volume_numbers(self) -> range:
+        """What volumes are numbered by; on Proxmox VMIDs that no VM has."""
+        return self.proxmox.volume_vmids if self.proxmox else _VOLUMES
 
 
 def load(path: Path) -> Config:
@@ -204,17 +213,19 @@ def _config(values: Mapping[str, object], path: Path) -> Config:
         limits=Limits(
             sandboxes=_between(values, "limits.sandboxes", 0, 100_000, path),
             cores=_between(values, "limits.cores", 0, 100_000, path),
-            memory=_memory(text["limits.memory"], path),
+            memory=_size(text["limits.memory"], "limits.memory", path, bare="M"),
         ),
         lease_grace=_duration(text["lease.grace"], "lease.grace", path),
+        workspace_size=_size(text["workspace.size"], "workspace.size", path, bare="G"),
     )
 
 
-def _memory(text: str, path: Path) -> int:
+def _size(text: str, key: str, path: Path, *, bare: str) -> int:
+    """MiB, 0 for none."""
     try:
-        return parse_size(text, bare="M") if text else 0
+        return parse_size(text, bare=bare) if text else 0
     except Invalid as error:
-        raise Invalid(f"{path}: limits.memory: {error.message}", hint=error.hint) from error
+        raise Invalid(f"{path}: {key}: {error.message}", hint=error.hint) from error
 
 
 def _duration(text: str, key: str, path: Path) -> int:

@@ -178,7 +178,13 @@ class Runner:
         self, operation: OperationRow, kind: Operation, begun: Mapping[str, StepRow]
     ) -> float | None:
         step = next(
-            (s for s in kind.steps if s.name not in begun or begun[s.name].state == "doing"), None
+            (
+                s
+                for s in kind.steps
+                if (s.name not in begun and s.applies(operation))
+                or (s.name in begun and begun[s.name].state == "doing")
+            ),
+            None,
         )
         if step is None:
             self._finish(operation, kind)

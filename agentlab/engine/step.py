@@ -72,6 +72,11 @@ class Call:
 Result = Output | Callable[[Tx], Output] | None
 
 
+def always(_: OperationRow) -> bool:
+    """The step is one of every operation of its kind."""
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One effect on the world.
@@ -81,7 +86,8 @@ class Step:
     same outputs.  `deadline` is in seconds, or a function that knows them when the step begins.
     A cancelled operation turns back before its next step, unless that step handles the
     cancelling itself.  Past a step with `no_return` nothing turns back: what fails is tried
-    again until it succeeds.
+    again until it succeeds.  A step that does not apply to an operation, by its input alone, is
+    not one of its steps.
     """
 
     name: str
@@ -90,6 +96,7 @@ class Step:
     undo: Callable[[Call], Result] | None = None
     handles_cancel: bool = False
     no_return: bool = False
+    applies: Callable[[OperationRow], bool] = always
 
 
 class Finish(Protocol):

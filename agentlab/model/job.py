@@ -69,7 +69,12 @@ class Repo:
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What somebody asked for.  `ttl` in seconds, 0 for the profile's."""
+    """What somebody asked for.  `ttl` in seconds, 0 for the profile's.
+
+    `workspace` and `session` are names, "" for none; with `branch` it is the session of that branch,
+    made when there is none.  `stateful`: the session of this repository (and branch), made when there
+    is none.  `workspace_wait` is for how many seconds a workspace that another has is waited for.
+    """
 
     repo: Repo
     task: str
@@ -78,6 +83,11 @@ class JobSpec:
     ttl: int = 0
     env: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
+    workspace: str = ""
+    session: str = ""
+    stateful: bool = False
+    branch: str = ""
+    workspace_wait: int = 0
 
 
 @dataclass(frozen=True, slots=True)

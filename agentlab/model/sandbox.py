@@ -106,7 +106,8 @@ LEASED = POWERED - {_S.PROVISIONING, _S.BOOTING}
 class SandboxSpec:
     """What somebody asked for.  `ttl` in seconds, 0 for the profile's; `vmid` 0 for any.
 
-    `queue` False: refused when this host has no room, instead of waiting for it.
+    `queue` False: refused when this host has no room, instead of waiting for it.  `workspace` is
+    the name of the one that it is to have, "" for none.
     """
 
     profile: str
@@ -116,6 +117,7 @@ class SandboxSpec:
     vmid: int = 0
     labels: dict[str, str] = field(default_factory=dict)
     queue: bool = True
+    workspace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,12 @@ from agentlab.operations import (
     sandbox_destroy,
     sandbox_power,
     sandbox_snapshots,
+    session_stop,
     template_build,
+    workspace_attach,
+    workspace_create,
+    workspace_rebind,
+    workspace_volume,
 )
 from agentlab.operations.context import World
 
@@ -33,4 +38,17 @@ def kinds(world: World) -> Sequence[Operation]:
         sandbox_destroy.expire(world),
         leftover_destroy.operation(world),
         template_build.operation(world),
+        workspace_create.create(world),
+        workspace_create.fork(world),
+        workspace_attach.attach(world),
+        workspace_attach.detach(world),
+        workspace_rebind.operation(world),
+        workspace_volume.fsck(world),
+        workspace_volume.resize(world),
+        workspace_volume.delete(world),
+        workspace_volume.save(world),
+        workspace_volume.restore(world),
+        workspace_volume.delete_snapshot(world),
+        session_stop.stop(world),
+        session_stop.delete(world),
     ]

@@ -12,7 +12,8 @@ from agentlab.errors import AgentLabError, Conflict, NotFound, NotOurs
 from agentlab.hypervisor.base import MachineSpec, Nic, Power
 from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxEvent, SandboxState
 from agentlab.operations.context import World
-from agentlab.store import events, sandboxes
+from agentlab.operations.work_mount import mount_held
+from agentlab.store import events, sandboxes, workspaces
 from agentlab.store.db import Tx
 
 _CONFIGURE = 60.0
@@ -104,6 +105,10 @@ class Boot:
             pause = max(_POLL * min(10.0, 1 + call.attempts / 20), look / 20)
             raise Later(pause, "the guest agent's answer")
 
+        with call.store.read() as tx:
+            sandbox = sandboxes.get(tx, vmid)
+        mount_held(self._world, vmid, sandbox.id)
+
         def became(tx: Tx) -> Output:
             sandboxes.transition(tx, vmid, SandboxEvent.BECOME_READY, operation=call.operation.id)
             return ready(tx, call)
@@ -162,8 +167,12 @@ def unfence(world: World, vmid: int) -> None:
 
 
 def close_record(tx: Tx, vmid: int, reason: str, operation: str) -> Output:
-    """Moves a sandbox whose VM is gone to DESTROYED, by way of FAILED where its table has that."""
+    """Moves a sandbox whose VM is gone to DESTROYED, by way of FAILED where its table has that.
+
+    Its workspace is free from then on.
+    """
     sandbox = sandboxes.get(tx, vmid)
+    workspaces.release_of(tx, sandbox.id, operation=operation)
     if sandbox.state is SandboxState.DESTROYED:
         return {}
     if reason and SandboxEvent.FAIL in SANDBOX.allowed(sandbox.state):

@@ -18,6 +18,8 @@ from agentlab.operations import handed_back
 from agentlab.operations.boot import close_record, is_off, unfence
 from agentlab.operations.context import World
 from agentlab.operations.provision import Provision, vmid_of, wanted_of
+from agentlab.operations.work_mount import let_go
+from agentlab.operations.workspace_hold import take_away
 from agentlab.store import jobs, operations, sandboxes, tokens
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
@@ -190,17 +192,19 @@ class _JobRun:
         vmid, owner = vmid_of(call), self._world.installation
         after = After(wanted_of(call).plan.after)
         with call.store.read() as tx:
-            held = sandboxes.get(tx, vmid).held
+            sandbox = sandboxes.get(tx, vmid)
         if call.text("await_report", "outcome") == "cancelled":
             after = After.DESTROY
-        if held or after is After.KEEP:
+        if sandbox.held or after is After.KEEP:
             return None
         try:
+            let_go(self._world, sandbox)
             if after is After.STOP:
                 self._halt(vmid)
                 return lambda tx: is_off(tx, vmid, call.operation.id)
             self._world.hypervisor.stop(vmid, owner=owner)
             unfence(self._world, vmid)
+            take_away(self._world, sandbox)
             self._world.hypervisor.destroy(vmid, owner=owner)
         except (NotFound, NotOurs) as gone:  # or else it would be tried for ever
             unfence(self._world, vmid)

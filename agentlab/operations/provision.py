@@ -18,7 +18,8 @@ from agentlab.network.address import allot, mac_for, tap_name, tap_of
 from agentlab.operations import admit
 from agentlab.operations.boot import Boot, close_record, nothing_more
 from agentlab.operations.context import World
-from agentlab.store import events, jobs, operations, sandboxes
+from agentlab.operations.workspace_hold import WorkspaceOfNew
+from agentlab.store import events, jobs, operations, sandboxes, workspaces
 from agentlab.store.db import Tx
 
 _log = logging.getLogger(__name__)
@@ -31,7 +32,10 @@ _VMIDS_TRIED = 20  # in one operation, when strangers are faster again and again
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The sandbox that an operation asks for.  `vmid` 0: any; `queue`: it waits for room."""
+    """The sandbox that an operation asks for.  `vmid` 0: any; `queue`: it waits for room.
+
+    `workspace` is the id of the workspace's record that it is to have, 0 for none.
+    """
 
     name: str
     plan: Plan
@@ -39,27 +43,41 @@ class Wanted:
     vmid: int = 0
     keepalive: bool = False
     queue: bool = True
+    workspace: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class Provision:
     """Reserve, admit, clone, configure, keep it clean, and boot; each with its undo.
 
-    `ready` is called in the transaction in which the sandbox becomes READY.
+    `ready` is called in the transaction in which the sandbox becomes READY.  `workspace` False:
+    without the steps that give it one from the beginning.
     """
 
-    def __init__(self, world: World, ready: Callable[[Tx, Call], Output] = nothing_more) -> None:
+    def __init__(
+        self,
+        world: World,
+        ready: Callable[[Tx, Call], Output] = nothing_more,
+        *,
+        workspace: bool = True,
+    ) -> None:
         self._world = world
+        self._with_workspace = workspace
         self._ready = ready
+        self._workspace = WorkspaceOfNew(world)
         self.boot = Boot(world)
 
     def steps(self) -> list[Step]:
+        holding = [self._workspace.holding()] if self._with_workspace else []
+        attaching = [self._workspace.attaching()] if self._with_workspace else []
         return [
             Step("reserve", self.reserve, _RESERVE, undo=self.free),
+            *holding,
             Step(admit.STEP, self.admit, _ADMIT),
             Step("clone", self.clone, _CLONE, undo=self.destroy),
             self.boot.configuring(),
             Step("snapshot", self.keep_clean, _SNAPSHOT),
+            *attaching,
             *self.boot.starting(),
             self.boot.awaiting(self._ready),
         ]
@@ -200,12 +218,16 @@ class Provision:
         operation = call.operation
         with call.store.write() as tx:
             reason = f"given up, and nothing was made: VMID {vmid} is another's"
+            held = workspaces.held_by(tx, sandboxes.get(tx, vmid).id)
             sandboxes.transition(
                 tx, vmid, SandboxEvent.FORCE_DESTROY, operation=operation.id, reason=reason
             )
             operations.unlock(tx, operation.id, f"sandbox:{vmid}")
             output = self._record(tx, call, taken, makes_taps=makes_taps)
             again = int(str(output["vmid"]))
+            if held is not None:
+                new = sandboxes.get(tx, again)
+                workspaces.pass_on(tx, held.id, held.nonce, new, operation=operation.id)
             sandboxes.transition(tx, again, SandboxEvent.PROVISION, operation=operation.id)
             operations.save_output(tx, operation.id, "reserve", output)
             events.append(
@@ -270,5 +292,6 @@ def wanted_of(call: Call) -> Wanted:
         vmid=int(str(given.get("vmid", 0))),
         keepalive=given.get("keepalive") is True,
         queue=given.get("queue", True) is True,
+        workspace=int(str(given.get("workspace") or 0)),
         labels={str(key): str(value) for key, value in labels.items()},
     )

@@ -14,7 +14,7 @@ from agentlab.model.ids import new_id
 from agentlab.model.job import JOB, Job, JobSpec
 from agentlab.model.plan import Plan
 from agentlab.model.sandbox import Sandbox
-from agentlab.operations import admit, job_run, template_build
+from agentlab.operations import admit, job_run, job_workspace, template_build
 from agentlab.operations.context import World
 from agentlab.store import events, jobs, operations, sandboxes
 from agentlab.store.operations import OperationRow
@@ -25,6 +25,7 @@ _HEARTBEAT = 2
 
 def plan_job(world: World, spec: JobSpec) -> Plan:
     """What a job would get; NotFound for its profile, Invalid for what it asks."""
+    spec = job_workspace.checked(world, spec)
     planned = plan.plan_job(world.profile(spec.profile), spec)
     admit.refuse_never(world.config.limits, planned.cores, planned.memory)
     return planned
@@ -32,15 +33,15 @@ def plan_job(world: World, spec: JobSpec) -> Plan:
 
 def create_job(world: World, runner: Runner, spec: JobSpec, request_key: str) -> Job:
     """Writes a job and its operation down; the same key with the same spec gives the same job."""
-    profile = world.profile(spec.profile)
-    planned = plan.plan_job(profile, spec)
-    admit.refuse_never(world.config.limits, planned.cores, planned.memory)
+    planned = plan_job(world, spec)
     asked = hashlib.sha256(json.dumps(dataclasses.asdict(spec), sort_keys=True).encode())
+    spec = job_workspace.checked(world, spec)
+    profile = world.profile(spec.profile)
     job_id, operation, now = new_id(), new_id(), clock.now()
     job = Job(
         id=job_id, state=JOB.initial, spec=spec, vmid=0, operation=operation, created=now,
-        changed=now, deadline=now + _PROVISIONING + planned.ttl, reason="", waits_for="",
-        settled=False, report=None,
+        changed=now, deadline=now + _PROVISIONING + spec.workspace_wait + planned.ttl, reason="",
+        waits_for="", settled=False, report=None,
     )  # fmt: skip
     arguments = {
         "name": f"job-{job_id}",
@@ -52,6 +53,7 @@ def create_job(world: World, runner: Runner, spec: JobSpec, request_key: str) ->
             "mode": spec.mode or profile.mode,
         },
         "limits": dataclasses.asdict(profile.limits),
+        "workspace_wait": spec.workspace_wait,
     }
     with world.store.write() as tx:
         earlier = jobs.by_request(tx, request_key) if request_key else None
@@ -65,6 +67,11 @@ def create_job(world: World, runner: Runner, spec: JobSpec, request_key: str) ->
                 hint="send it first: PUT /v1/bundles/SHA256",
                 details={"path": "repo.bundle"},
             )
+        workspace, session = job_workspace.taken_up(world, runner, tx, spec)
+        if workspace:
+            arguments["workspace"] = workspace
+        if session:
+            arguments["labels"] = {"session": session}
         jobs.create(tx, job, request_key=request_key, request_hash=asked.hexdigest())
         runner.submit(
             tx, job_run.KIND, [f"job:{job_id}"], arguments, job=job_id, operation=operation

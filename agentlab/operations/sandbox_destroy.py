@@ -11,6 +11,8 @@ from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxEvent
 from agentlab.operations.boot import close_record, is_off, unfence
 from agentlab.operations.context import World
 from agentlab.operations.turn import is_gone, turn
+from agentlab.operations.work_mount import let_go
+from agentlab.operations.workspace_hold import take_away
 from agentlab.store import sandboxes
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
@@ -20,12 +22,12 @@ DESTROY, EXPIRE = "sandbox.destroy", "sandbox.expire"
 
 def destroy(world: World) -> Operation:
     """What was destroyed is gone; one that could not be is STOPPED, since it has no power any more."""
-    return Operation(DESTROY, [turn(_may, absent_is_done=True), *_Gone(world).steps()])
+    return Operation(DESTROY, [turn(_may, absent_is_done=True), *ending(world)])
 
 
 def expire(world: World) -> Operation:
     """The same at the end of a lease, which is looked at again when the turn has come."""
-    return Operation(EXPIRE, [turn(_expired, absent_is_done=True), *_Gone(world).steps()])
+    return Operation(EXPIRE, [turn(_expired, absent_is_done=True), *ending(world)])
 
 
 def _may(_: Tx, sandbox: Sandbox, operation: OperationRow) -> Mapping[str, object]:
@@ -58,6 +60,11 @@ def _expired(tx: Tx, sandbox: Sandbox, operation: OperationRow) -> Mapping[str, 
     return {}
 
 
+def ending(world: World) -> list[Step]:
+    """The steps from whatever it is to nothing, for an operation that had its turn."""
+    return _Gone(world).steps()
+
+
 class _Gone:
     """The steps to nothing; all of them do nothing when the sandbox was gone already."""
 
@@ -73,12 +80,17 @@ class _Gone:
 
     def stop(self, call: Call) -> Result:
         if not is_gone(call):
+            let_go(self._world, self._sandbox(call))
             try:
                 self._world.hypervisor.stop(call.operation.vmid, owner=self._world.installation)
             except NotOurs:
                 if not _forced(call):
                     raise
         return None
+
+    def _sandbox(self, call: Call) -> Sandbox:
+        with call.store.read() as tx:
+            return sandboxes.get(tx, call.operation.vmid)
 
     def away(self, call: Call) -> Result:
         if not is_gone(call):
@@ -106,6 +118,7 @@ class _Gone:
             return None
         vmid, reason = call.operation.vmid, ""
         try:
+            take_away(self._world, self._sandbox(call))
             self._world.hypervisor.destroy(vmid, owner=self._world.installation)
         except NotOurs as taken:
             if not _forced(call):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 
 from agentlab import clock
@@ -30,8 +28,9 @@ from agentlab.operations import (
     sandbox_power,
     sandbox_snapshots,
 )
+from agentlab.operations.asked import digest_of, earlier
 from agentlab.operations.context import World
-from agentlab.store import events, jobs, operations, sandboxes
+from agentlab.store import events, jobs, operations, sandboxes, workspaces
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
 from agentlab.units import render_duration
@@ -60,17 +59,27 @@ def plan_sandbox(world: World, spec: SandboxSpec) -> Plan:
         )
     with world.store.read() as tx:
         _refuse_taken(tx, spec)
+        _workspace_for(tx, spec)
     return planned
+
+
+def _workspace_for(tx: Tx, spec: SandboxSpec) -> int:
+    """The id of the workspace that it is to have, 0 for none; Conflict when another has it."""
+    if not spec.workspace:
+        return 0
+    workspace = workspaces.get(tx, spec.workspace)
+    workspaces.refuse_attached(workspace, "use")
+    return workspace.id
 
 
 def create(world: World, runner: Runner, spec: SandboxSpec, key: str) -> str:
     """The operation that makes a sandbox; the same key with the same spec gives the same one."""
     identity = new_id()
-    digest = _digest(sandbox_create.KIND, dataclasses.asdict(spec))
+    digest = digest_of(sandbox_create.KIND, dataclasses.asdict(spec))
     with world.store.read() as tx:
-        earlier = _earlier(tx, key, digest)
-    if earlier is not None:
-        return earlier.id
+        before = earlier(tx, key, digest)
+    if before is not None:
+        return before.id
     planned = plan_sandbox(world, spec)
     if spec.vmid:
         _refuse_strangers(world, spec.vmid)
@@ -81,10 +90,11 @@ def create(world: World, runner: Runner, spec: SandboxSpec, key: str) -> str:
         "plan": dataclasses.asdict(planned),
     }
     with world.store.write() as tx:
-        earlier = _earlier(tx, key, digest)
-        if earlier is not None:
-            return earlier.id
+        before = earlier(tx, key, digest)
+        if before is not None:
+            return before.id
         _refuse_taken(tx, spec)
+        arguments["workspace"] = _workspace_for(tx, spec)
         if not spec.queue:
             limits = world.config.limits
             admit.refuse_now(tx, limits, planned.cores, planned.memory, new=True)
@@ -232,10 +242,10 @@ def _submit(
     """Writes an operation down that waits for its turn; one that a job is in the way of is Busy."""
     with world.store.write() as tx:
         sandbox = sandboxes.get_live(tx, reference)
-        digest = _digest(kind, sandbox.id, given)
-        earlier = _earlier(tx, key, digest)
-        if earlier is not None:
-            return earlier.id
+        digest = digest_of(kind, sandbox.id, given)
+        before = earlier(tx, key, digest)
+        if before is not None:
+            return before.id
         subject = f"sandbox:{sandbox.vmid}"
         holder = operations.holder_of(tx, subject)
         if sandbox.state is SandboxState.DESTROYED:
@@ -268,10 +278,10 @@ def destroy(world: World, runner: Runner, reference: str, key: str, *, force: bo
     taken: list[OperationRow] = []
     with world.store.write() as tx:
         sandbox = sandboxes.get_live(tx, reference)
-        digest = _digest(sandbox_destroy.DESTROY, sandbox.id, force)
-        earlier = _earlier(tx, key, digest)
-        if earlier is not None:
-            return earlier.id
+        digest = digest_of(sandbox_destroy.DESTROY, sandbox.id, force)
+        before = earlier(tx, key, digest)
+        if before is not None:
+            return before.id
         if sandbox.state is SandboxState.DESTROYED:
             raise Conflict(
                 f"failed to destroy sandbox {sandbox.vmid}: it is DESTROYED already",
@@ -401,15 +411,3 @@ def _renewable(sandbox: Sandbox) -> str:
     if sandbox.state is SandboxState.READY:
         return f"it is RUNNING when somebody has been in it: agentlab sandbox exec {vmid} -- true"
     return _remedy(sandbox) or f"see what it does: agentlab sandbox show {vmid}"
-
-
-def _digest(*asked: object) -> str:
-    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _earlier(tx: Tx, key: str, digest: str) -> OperationRow | None:
-    """The operation that the same request has made before; Conflict when it was a different one."""
-    found = operations.by_request(tx, key) if key else None
-    if found is not None and found.request_hash != digest:
-        raise Conflict("cannot use this Idempotency-Key: it asked for something else before")
-    return found

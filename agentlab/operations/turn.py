@@ -27,14 +27,9 @@ def turn(check: Check, *, absent_is_done: bool = False) -> Step:
     """The step.  `absent_is_done`: a sandbox that is gone is what was wanted (`is_gone`)."""
 
     def take(call: Call) -> Result:
-        with call.store.write() as tx:
-            ahead = operations.ahead(tx, call.operation, STEP)
-            if ahead is None:
-                return _begin(tx, call.operation)
-        raise Wait(words(ahead), after=_LOOK_AGAIN)
+        return queued(call, lambda tx: _begin(tx, call.operation))
 
     def _begin(tx: Tx, operation: OperationRow) -> Output:
-        operations.lock(tx, operation.id, operation.subject)
         sandbox = sandboxes.find(tx, operation.vmid)
         gone = (
             sandbox is None
@@ -48,6 +43,22 @@ def turn(check: Check, *, absent_is_done: bool = False) -> Step:
         return {"gone": False, **check(tx, sandbox, operation)}
 
     return Step(STEP, take, _PATIENCE)
+
+
+def queued(call: Call, begin: Callable[[Tx], Output]) -> Result:
+    """Locks the operation's subject and begins, when its turn has come.
+
+    All in the transaction that writes the step down as done: what it has begun, it knows.
+    """
+
+    def write(tx: Tx) -> Output:
+        ahead = operations.ahead(tx, call.operation, STEP)
+        if ahead is not None:
+            raise Wait(words(ahead), after=_LOOK_AGAIN)
+        operations.lock(tx, call.operation.id, call.operation.subject)
+        return begin(tx)
+
+    return write
 
 
 def words(ahead: OperationRow) -> str:

@@ -173,6 +173,16 @@ def unfinished(tx: Tx) -> list[OperationRow]:
     return [_operation(row) for row in rows]
 
 
+def of_made(tx: Tx, workspace: int) -> OperationRow | None:
+    """The unfinished operation that makes a workspace, by the id of the record."""
+    row = tx.execute(
+        "SELECT * FROM operation WHERE state IN ('doing', 'undoing')"
+        " AND json_extract(input, '$.made') = ? LIMIT 1",
+        (workspace,),
+    ).fetchone()
+    return None if row is None else _operation(row)
+
+
 def of_kind(tx: Tx, kind: str) -> list[OperationRow]:
     """Unfinished operations of one kind, oldest first."""
     return [each for each in unfinished(tx) if each.kind == kind]

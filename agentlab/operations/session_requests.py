@@ -1,0 +1,291 @@
+"""What people ask for of sessions: refused at once where that is certain, else written down.
+
+A session's record is there with the request; what its workspace still needs is an operation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from agentlab import clock
+from agentlab.engine.runner import Runner
+from agentlab.errors import Busy, Conflict
+from agentlab.model.ids import new_id
+from agentlab.model.sandbox import SandboxSpec
+from agentlab.model.session import (
+    Session,
+    SessionSpec,
+    branch_session_name,
+    parse_branch,
+)
+from agentlab.model.workspace import Workspace, WorkspaceState, check_size, parse_workspace_name
+from agentlab.operations import (
+    job_run,
+    sandbox_create,
+    session_stop,
+    workspace_create,
+    workspace_requests,
+)
+from agentlab.operations.asked import digest_of, earlier
+from agentlab.operations.context import World
+from agentlab.operations.sandbox_requests import plan_sandbox
+from agentlab.operations.workspace_turn import subject_of
+from agentlab.store import operations, sandboxes, sessions, workspaces
+from agentlab.store.db import Tx
+from agentlab.store.operations import OperationRow
+
+
+def create(world: World, runner: Runner, spec: SessionSpec, key: str) -> tuple[str, str]:
+    """The session's name, and the operation that makes its workspace ("" for one that is there)."""
+    parse_workspace_name(spec.name, "session")
+    if spec.branch:
+        parse_branch(spec.branch)
+    world.profile(spec.profile)  # NotFound, Invalid
+    digest = digest_of("session.create", dataclasses.asdict(spec))
+    with world.store.write() as tx:
+        before = earlier(tx, key, digest)
+        if before is not None:
+            return spec.name, before.id
+        return spec.name, begin_create(world, runner, tx, spec, (key, digest))
+
+
+def begin_create(
+    world: World, runner: Runner, tx: Tx, spec: SessionSpec, request: tuple[str, str] = ("", "")
+) -> str:
+    """Writes a session down in the caller's transaction; the operation that makes its workspace."""
+    refuse_taken(tx, spec.name)
+    operation = ""
+    if spec.workspace:
+        identity = _unbound(tx, spec.workspace).id
+    else:
+        size = check_size(spec.size or world.config.workspace_size)
+        operation = new_id()
+        identity = workspace_requests.begin_new(world, tx, spec.name, size, spec.storage, operation)
+        runner.submit(
+            tx, workspace_create.CREATE, [subject_of(identity)],
+            {"workspace": identity, "made": identity}, operation=operation, request=request,
+        )  # fmt: skip
+    sessions.create(tx, _record(spec, identity), operation=operation)
+    return operation
+
+
+def _record(spec: SessionSpec, workspace: int, origin: str = "") -> Session:
+    now = clock.now()
+    return Session(
+        name=spec.name, workspace=workspace, profile=spec.profile, created=now, changed=now,
+        origin=origin, repo=spec.repo, branch=spec.branch,
+    )  # fmt: skip
+
+
+def refuse_taken(tx: Tx, name: str) -> None:
+    """Conflict for a name that another session has."""
+    if sessions.find(tx, name) is not None:
+        raise Conflict(
+            f"cannot make session {name}: there is one of that name already",
+            hint=f"choose another name, or see: agentlab session show {name}",
+            details={"path": "name"},
+        )
+
+
+def _unbound(tx: Tx, name: str) -> Workspace:
+    workspace = workspaces.get(tx, name)
+    other = sessions.of_workspace(tx, workspace.id)
+    if other is not None:
+        raise Conflict(
+            f"cannot use workspace {name}: it belongs to session {other.name}",
+            hint=f"use that session, or fork it: agentlab session fork {other.name} --name NEW",
+        )
+    return workspace
+
+
+def resume(
+    world: World, runner: Runner, name: str, key: str,
+    *, ttl: int = 0, keepalive: bool = False, queue: bool = True,
+) -> str:  # fmt: skip
+    """The operation that makes a new sandbox with the session's work at /work.
+
+    Conflict for one that runs already, and for who comes second.
+    """
+    identity = new_id()
+    with world.store.read() as tx:
+        session = sessions.get(tx, name)
+    spec = SandboxSpec(
+        profile=session.profile, name=f"{name[:50]}-{identity[-7:]}", ttl=ttl,
+        keepalive=keepalive, labels={"session": name}, queue=queue,
+    )  # fmt: skip
+    digest = digest_of("session.resume", session.id, ttl, keepalive)
+    with world.store.read() as tx:
+        before = earlier(tx, key, digest)
+    if before is not None:
+        return before.id
+    planned = plan_sandbox(world, spec)
+    with world.store.write() as tx:
+        before = earlier(tx, key, digest)
+        if before is not None:
+            return before.id
+        session, workspace = _whole(tx, name)
+        _refuse_running(tx, session, workspace)
+        sessions.touch(tx, session.id)
+        return runner.submit(
+            tx, sandbox_create.KIND, [subject_of_session(session.id)],
+            {**dataclasses.asdict(spec), "plan": dataclasses.asdict(planned),
+             "workspace": workspace.id},
+            operation=identity, request=(key, digest),
+        )  # fmt: skip
+
+
+def subject_of_session(identity: int) -> str:
+    """What the making of a session's sandbox locks."""
+    return f"session:{identity}"
+
+
+def _whole(tx: Tx, name: str) -> tuple[Session, Workspace]:
+    session = sessions.get(tx, name)
+    workspace = workspaces.by_id(tx, session.workspace)
+    if workspace is None or workspace.state is WorkspaceState.DELETED:
+        raise Conflict(
+            f"cannot use session {name}: its workspace is gone",
+            hint=f"agentlab session delete {name}",
+        )
+    return session, workspace
+
+
+def _refuse_running(tx: Tx, session: Session, workspace: Workspace) -> None:
+    holder = operations.holder_of(tx, subject_of_session(session.id))
+    if holder is not None:
+        raise Conflict(
+            f"cannot resume session {session.name}: somebody else has just resumed it, as sandbox "
+            f"{holder.vmid or 'that is being made'}",
+            hint=f"see: agentlab session show {session.name}",
+            details={"operation": holder.id, "vmid": holder.vmid},
+        )
+    if workspace.state is WorkspaceState.ATTACHED:
+        raise Conflict(
+            f"cannot resume session {session.name}: it runs in sandbox {workspace.vmid}",
+            hint=f"use that one (agentlab sandbox show {workspace.vmid}), or stop it first: "
+            f"agentlab session stop {session.name}",
+            details={"vmid": workspace.vmid},
+        )
+    workspace_requests.refuse_making(workspace, "use")
+
+
+def stop(world: World, runner: Runner, name: str, key: str, *, force: bool = False) -> str:
+    """The operation that ends the session's sandbox well; "" for a session that is stopped.
+
+    Busy while a job runs in it; `force` cancels that first.
+    """
+    with world.store.write() as tx:
+        session, workspace = _whole(tx, name)
+        digest = digest_of(session_stop.STOP, session.id, workspace.holder, force)
+        before = earlier(tx, key, digest)
+        if before is not None:
+            return before.id
+        sandbox = sandboxes.find(tx, workspace.vmid) if workspace.vmid else None
+        if sandbox is None or sandbox.id != workspace.holder:
+            return ""
+        holder = operations.holder_of(tx, f"sandbox:{sandbox.vmid}")
+        if holder is not None and holder.kind == session_stop.STOP:
+            return holder.id
+        if holder is not None and holder.kind in (job_run.KIND, sandbox_create.KIND):
+            _evict(tx, runner, session, sandbox.vmid, holder, force=force)
+        sessions.touch(tx, session.id)
+        return runner.submit(
+            tx, session_stop.STOP, [f"sandbox:{sandbox.vmid}"], {"id": sandbox.id},
+            job=sandbox.job, vmid=sandbox.vmid, in_turn=True, request=(key, digest),
+        )  # fmt: skip
+
+
+def _evict(
+    tx: Tx, runner: Runner, session: Session, vmid: int, holder: OperationRow, *, force: bool
+) -> None:
+    if not force:
+        what = f"job {holder.job} runs in it" if holder.job else "it is just being resumed"
+        end = f"agentlab job cancel {holder.job}, or " if holder.job else ""
+        raise Busy(
+            f"cannot stop session {session.name}: {what}",
+            hint=f"wait for it, {end}use --force, which cancels it first",
+            details={"operation": holder.id, "job": holder.job},
+        )
+    if holder.job:
+        sandboxes.set_held(tx, vmid, held=True)
+    runner.cancel(tx, holder.id)
+
+
+def fork(
+    world: World, runner: Runner, name: str, key: str, *, new: str, snapshot: str = ""
+) -> tuple[str, str]:
+    """A new session with a copy of the work; its name and the operation that copies."""
+    parse_workspace_name(new, "session")
+    digest = digest_of("session.fork", name, new, snapshot)
+    with world.store.write() as tx:
+        before = earlier(tx, key, digest)
+        if before is not None:
+            return new, before.id
+        return new, _begin_fork(world, runner, tx, name, new, snapshot, "", (key, digest))
+
+
+def _begin_fork(
+    world: World, runner: Runner, tx: Tx, name: str, new: str, snapshot: str, branch: str,
+    request: tuple[str, str],
+) -> str:  # fmt: skip
+    session, workspace = _whole(tx, name)
+    refuse_taken(tx, new)
+    made, operation = workspace_requests.begin_fork(
+        world, runner, tx, workspace.name, new, snapshot, request
+    )
+    spec = SessionSpec(new, session.profile, repo="", branch=branch)
+    sessions.create(tx, _record(spec, made, origin=name), operation=operation)
+    return operation
+
+
+def branch(
+    world: World, runner: Runner, name: str, branch: str, key: str, *, snapshot: str = ""
+) -> tuple[str, str]:
+    """The session of a branch of this session: found, or forked; its name, and the operation or ""."""
+    parse_branch(branch)
+    with world.store.write() as tx:
+        return begin_branch(world, runner, tx, name, branch, snapshot, (key, digest_of(
+            "session.branch", name, branch, snapshot
+        )))  # fmt: skip
+
+
+def begin_branch(
+    world: World, runner: Runner, tx: Tx, name: str, branch: str, snapshot: str = "",
+    request: tuple[str, str] = ("", ""),
+) -> tuple[str, str]:  # fmt: skip
+    """As `branch`, in the caller's transaction."""
+    found = sessions.of_branch(tx, origin=name, branch=branch)
+    if found is not None:
+        _, workspace = _whole(tx, found.name)
+        holder = operations.of_made(tx, workspace.id)
+        return found.name, holder.id if holder is not None else ""
+    taken = {each.name for each in sessions.everyone(tx)} | {
+        each.name for each in workspaces.live(tx)
+    }
+    new = branch_session_name(name, branch, taken)
+    return new, _begin_fork(world, runner, tx, name, new, snapshot, branch, request)
+
+
+def delete(world: World, runner: Runner, name: str, key: str, *, with_workspace: bool) -> str:
+    """The operation that deletes a session, and its workspace when that is asked for too."""
+    with world.store.write() as tx:
+        session, workspace = sessions.get(tx, name), None
+        workspace = workspaces.by_id(tx, session.workspace)
+        digest = digest_of(session_stop.DELETE, session.id, with_workspace)
+        before = earlier(tx, key, digest)
+        if before is not None:
+            return before.id
+        if workspace is None or workspace.state is WorkspaceState.DELETED:
+            sessions.delete(tx, session.id)
+            return ""
+        if workspace.state is WorkspaceState.ATTACHED:
+            raise Conflict(
+                f"cannot delete session {name}: it runs in sandbox {workspace.vmid}",
+                hint=f"stop it first: agentlab session stop {name}",
+                details={"vmid": workspace.vmid},
+            )
+        return runner.submit(
+            tx, session_stop.DELETE, [subject_of(workspace.id)],
+            {"workspace": workspace.id, "session": session.id, "with_workspace": with_workspace},
+            in_turn=True, request=(key, digest),
+        )  # fmt: skip

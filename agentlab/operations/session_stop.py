@@ -1,0 +1,81 @@
+"""`session.stop` and `session.delete`: the sandbox goes, the work stays; or that goes too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agentlab.engine.step import Call, Operation, Output, Result, Step
+from agentlab.errors import Conflict
+from agentlab.model.sandbox import Sandbox, SandboxState
+from agentlab.model.workspace import Workspace
+from agentlab.operations.boot import Boot
+from agentlab.operations.context import World
+from agentlab.operations.sandbox_destroy import ending
+from agentlab.operations.sandbox_power import halt
+from agentlab.operations.turn import is_gone, turn
+from agentlab.operations.workspace_turn import workspace_turn
+from agentlab.operations.workspace_volume import freeing
+from agentlab.store import sessions
+from agentlab.store.db import Tx
+from agentlab.store.operations import OperationRow
+
+STOP, DELETE = "session.stop", "session.delete"
+_GUEST = 150.0
+_QUICK = 60.0
+_POWERED = (SandboxState.READY, SandboxState.RUNNING, SandboxState.SUSPENDED,
+            SandboxState.COMPLETED)  # fmt: skip
+
+
+def stop(world: World) -> Operation:
+    """The guest powers off by itself, so that all is written; then its sandbox is destroyed."""
+
+    def begin(_: Tx, sandbox: Sandbox, __: OperationRow) -> Mapping[str, object]:
+        return {"powered": sandbox.state in _POWERED}
+
+    def shutdown(call: Call) -> Result:
+        if not is_gone(call) and call.outputs["turn"].get("powered") is True:
+            halt(world, call.operation.vmid)
+        return None
+
+    return Operation(
+        STOP,
+        [
+            turn(begin, absent_is_done=True),
+            Step("shutdown", shutdown, Boot(world).slow(_GUEST)),
+            *ending(world),
+        ],
+    )
+
+
+def delete(world: World) -> Operation:
+    """The session's record; with `input.with_workspace` its workspace too, and all that is in it."""
+
+    def begin(_: Tx, workspace: Workspace, __: OperationRow) -> Mapping[str, object]:
+        if workspace.nonce:
+            raise Conflict(
+                f"cannot delete the session of workspace {workspace.name}: sandbox "
+                f"{workspace.vmid} has it",
+                hint="stop it first: agentlab session stop",
+            )
+        return {}
+
+    def forget(call: Call) -> Result:
+        def write(tx: Tx) -> Output:
+            sessions.delete(
+                tx, int(str(call.operation.input["session"])), operation=call.operation.id
+            )
+            return {}
+
+        return write
+
+    def frees(operation: OperationRow) -> bool:
+        return operation.input.get("with_workspace") is True
+
+    return Operation(
+        DELETE,
+        [
+            workspace_turn(begin),
+            freeing(world, applies=frees),
+            Step("forget", forget, _QUICK, no_return=True),
+        ],
+    )

@@ -1,0 +1,232 @@
+"""`workspace.attach` and `workspace.detach`: a sandbox is given a workspace, and gives it up.
+
+The lease comes first and goes last: while it is held, nobody else touches the volume.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+from agentlab.engine.step import Call, Operation, Output, Result, Step
+from agentlab.errors import AgentLabError, Conflict, NotFound, NotOurs
+from agentlab.hypervisor.base import Power
+from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxState
+from agentlab.model.workspace import Workspace
+from agentlab.operations import work_mount
+from agentlab.operations.context import World
+from agentlab.operations.workspace_turn import (
+    SANDBOX_TURN,
+    is_gone,
+    live_workspace,
+    sandbox_turn,
+    volid_of,
+    workspace_turn,
+)
+from agentlab.store import workspaces
+from agentlab.store.db import Tx
+from agentlab.store.operations import OperationRow
+
+ATTACH, DETACH = "workspace.attach", "workspace.detach"
+_PLUG = 120.0
+_GUEST = 180.0
+_S = SandboxState
+ATTACHABLE = (_S.READY, _S.RUNNING, _S.STOPPED)
+_STILL = (_S.SUSPENDED, _S.BOOTING, _S.PROVISIONING, _S.REQUESTED)
+
+
+def refuse_sandbox(sandbox: Sandbox, verb: str) -> None:
+    """Conflict for a state in which a sandbox can neither be given a workspace nor give it up."""
+    if sandbox.state in ATTACHABLE or (verb == "detach" and sandbox.state not in _STILL):
+        return
+    remedy = {
+        _S.SUSPENDED: f"let it go on: agentlab sandbox resume {sandbox.vmid}",
+        _S.DESTROYED: "see those that live: agentlab sandbox list",
+    }.get(sandbox.state, f"possible when it is {', '.join(ATTACHABLE)}")
+    ends = "to" if verb == "attach" else "from"
+    raise Conflict(
+        f"cannot {verb} a workspace {ends} sandbox {sandbox.vmid}: it is {sandbox.state}",
+        hint=remedy,
+        details={"state": sandbox.state.value, "allowed": list(SANDBOX.allowed(sandbox.state))},
+    )
+
+
+def refuse_second(tx: Tx, workspace: Workspace, sandbox: Sandbox) -> None:
+    """Conflict for a sandbox that has another workspace already."""
+    other = workspaces.held_by(tx, sandbox.id)
+    if other is not None and other.id != workspace.id:
+        raise Conflict(
+            f"cannot attach workspace {workspace.name} to sandbox {sandbox.vmid}: it has workspace "
+            f"{other.name}",
+            hint=f"a sandbox has one at most: agentlab workspace detach {other.name}",
+        )
+
+
+def attach(world: World) -> Operation:
+    """Gives a sandbox the volume, running or not, and has a running guest mount it at /work."""
+    work = Attaching(world)
+
+    def begin(_: Tx, workspace: Workspace, operation: OperationRow) -> Mapping[str, object]:
+        if workspace.holder != operation.input["sandbox"]:
+            workspaces.refuse_attached(workspace, "attach")
+        return {}
+
+    return Operation(
+        ATTACH,
+        [
+            workspace_turn(begin),
+            sandbox_turn(work.lease, undo=work.end_lease),
+            Step("attach", work.plug, _PLUG, undo=work.unplug),
+            Step("mount", work.mount, _GUEST * 10, undo=work.unmount),
+        ],
+    )
+
+
+class Attaching:
+    """The steps of giving the sandbox that the operation is about a workspace; each with its undo."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def lease(
+        self, tx: Tx, workspace: Workspace, sandbox: Sandbox, call: Call
+    ) -> Mapping[str, object]:
+        refuse_sandbox(sandbox, "attach")
+        refuse_second(tx, workspace, sandbox)
+        if workspace.holder == sandbox.id:
+            return {"nonce": "", "had": True}  # had before this was asked for: nothing to undo
+        nonce = workspaces.hold(tx, workspace.id, sandbox, operation=call.operation.id)
+        return {"nonce": nonce, "had": False}
+
+    def end_lease(self, call: Call) -> Result:
+        found = call.outputs.get(SANDBOX_TURN, {})
+        nonce = str(found.get("nonce", ""))
+        identity = call.operation.input["workspace"]
+        if not nonce or not isinstance(identity, int):
+            return None
+        why = call.operation.error
+
+        def write(tx: Tx) -> Output:
+            workspaces.release(tx, identity, nonce, operation=call.operation.id, reason=why)
+            return {}
+
+        return write
+
+    def plug(self, call: Call) -> Result:
+        if is_gone(call):
+            raise Conflict(
+                f"sandbox {call.operation.vmid} is DESTROYED",
+                hint="see those that live: agentlab sandbox list",
+            )
+        owner = self._world.installation
+        self._world.hypervisor.attach(call.operation.vmid, volid_of(call), owner=owner)
+        return None
+
+    def unplug(self, call: Call) -> Result:
+        if is_gone(call) or call.outputs[SANDBOX_TURN].get("had") is True:
+            return None
+        with contextlib.suppress(NotFound, NotOurs):
+            self._world.hypervisor.detach(
+                call.operation.vmid, volid_of(call), owner=self._world.installation
+            )
+        return None
+
+    def mount(self, call: Call) -> Result:
+        """By a guest that runs; one without power mounts it when it is started."""
+        vmid = call.operation.vmid
+        with call.store.read() as tx:
+            workspace = live_workspace(tx, call.operation)
+        if not running(self._world, vmid):
+            return {"mounted": False}
+        return {"mounted": True, "made": work_mount.mount(self._world, workspace, vmid)}
+
+    def unmount(self, call: Call) -> Result:
+        if call.outputs[SANDBOX_TURN].get("had") is True:
+            return None
+        with call.store.read() as tx:
+            workspace = live_workspace(tx, call.operation)
+        with contextlib.suppress(AgentLabError):  # it was mounted for a moment at most
+            work_mount.unmount(self._world, workspace, call.operation.vmid, force=True)
+        return None
+
+
+def running(world: World, vmid: int) -> bool:
+    """Whether there is a guest to be asked; Conflict for one that stands still."""
+    machine = world.hypervisor.status(vmid)
+    if machine is not None and machine.power is Power.PAUSED:
+        raise Conflict(
+            f"sandbox {vmid} is paused", hint=f"let it go on: agentlab sandbox resume {vmid}"
+        )
+    return machine is not None and machine.power is not Power.STOPPED
+
+
+def detach(world: World) -> Operation:
+    """Takes it away: written out and unmounted by the guest first, which may refuse."""
+    work = Detaching(world)
+
+    def begin(_: Tx, workspace: Workspace, operation: OperationRow) -> Mapping[str, object]:
+        held = workspace.holder != 0 and workspace.holder == operation.input["sandbox"]
+        return {"nonce": workspace.nonce if held else ""}
+
+    return Operation(
+        DETACH,
+        [
+            workspace_turn(begin),
+            sandbox_turn(may_detach),
+            Step("unmount", work.unmount, _GUEST * 10, undo=work.mount_again),
+            Step("detach", work.unplug, _PLUG),
+        ],
+    )
+
+
+def may_detach(_: Tx, __: Workspace, sandbox: Sandbox, ___: Call) -> Mapping[str, object]:
+    refuse_sandbox(sandbox, "detach")
+    return {}
+
+
+class Detaching:
+    """The steps of taking a workspace away from the sandbox `vmid`, the operation's by default."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def unmount(self, call: Call) -> Result:
+        if is_gone(call) or not call.outputs["turn"].get("nonce"):
+            return None
+        vmid, force = call.operation.vmid, call.operation.input.get("force") is True
+        with call.store.read() as tx:
+            workspace = live_workspace(tx, call.operation)
+        if running(self._world, vmid):
+            work_mount.unmount(self._world, workspace, vmid, force=force)
+        return None
+
+    def mount_again(self, call: Call) -> Result:
+        """It could not be taken away: the guest has it as before, if there is one that answers."""
+        if is_gone(call) or not call.outputs["turn"].get("nonce"):
+            return None
+        with call.store.read() as tx:
+            workspace = live_workspace(tx, call.operation)
+        with contextlib.suppress(AgentLabError):
+            if running(self._world, call.operation.vmid):
+                work_mount.mount(self._world, workspace, call.operation.vmid)
+        return None
+
+    def unplug(self, call: Call) -> Result:
+        """The lease ends when the hypervisor has let go, and not before."""
+        nonce, identity = (
+            str(call.outputs["turn"].get("nonce", "")),
+            call.operation.input["workspace"],
+        )
+        if not nonce or not isinstance(identity, int):
+            return None  # it was detached when the turn had come
+        if not is_gone(call):
+            with contextlib.suppress(NotFound, NotOurs):
+                self._world.hypervisor.detach(
+                    call.operation.vmid, volid_of(call), owner=self._world.installation
+                )
+
+        def write(tx: Tx) -> Output:
+            workspaces.release(tx, identity, nonce, operation=call.operation.id)
+            return {}
+
+        return write

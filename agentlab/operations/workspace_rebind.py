@@ -1,0 +1,183 @@
+"""`workspace.rebind`: a new sandbox is READY before the old one gives the workspace up.
+
+Until the move all is undone by destroying the new one; what fails in the move is taken back, and
+the old one has the workspace as before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from agentlab.engine.step import Call, Operation, Output, Result, Step, Wait
+from agentlab.errors import AgentLabError, Conflict, NotFound, NotOurs
+from agentlab.model.sandbox import Sandbox, SandboxState
+from agentlab.model.workspace import Workspace
+from agentlab.operations import work_mount
+from agentlab.operations.boot import close_record, handed_over, unfence
+from agentlab.operations.context import World
+from agentlab.operations.provision import Provision
+from agentlab.operations.turn import words
+from agentlab.operations.workspace_attach import refuse_sandbox, running
+from agentlab.operations.workspace_turn import live_workspace, volid_of, workspace_turn
+from agentlab.store import operations, sandboxes, workspaces
+from agentlab.store.db import Tx
+from agentlab.store.operations import OperationRow
+
+KIND = "workspace.rebind"
+_OLD = "old_turn"
+_TURN, _PLUG, _GUEST, _END = 7200.0, 120.0, 1800.0, 900.0
+
+
+def operation(world: World) -> Operation:
+    """The old sandbox keeps the workspace until the new one is there, and goes when it has moved."""
+    move = _Move(world)
+    return Operation(
+        KIND,
+        [
+            workspace_turn(lambda *_: {}),
+            *Provision(world, handed_over, workspace=False).steps(),
+            Step(_OLD, move.old_turn, _TURN),
+            Step("unmount", move.unmount, _GUEST, undo=move.mount_again),
+            Step("detach", move.unplug, _PLUG, undo=move.plug_again),
+            Step("lease", move.lease, _PLUG, undo=move.lease_back),
+            Step("attach", move.plug, _PLUG, undo=move.unplug_new),
+            Step("mount", move.mount, _GUEST, undo=move.unmount_new),
+            Step("destroy_old", move.destroy_old, _END, no_return=True, applies=_destroys),
+        ],
+    )
+
+
+def _destroys(operation: OperationRow) -> bool:
+    return operation.input.get("keep_old") is not True
+
+
+def _old(call: Call) -> tuple[int, int]:
+    """VMID of the old sandbox, and the id of its record."""
+    old = call.operation.input["old"]
+    if not isinstance(old, dict):
+        raise TypeError("a rebind without an old sandbox")
+    return int(old["vmid"]), int(old["id"])
+
+
+def _gone(call: Call) -> bool:
+    return call.outputs[_OLD].get("gone") is True
+
+
+class _Move:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def _workspace(self, call: Call) -> Workspace:
+        with call.store.read() as tx:
+            return live_workspace(tx, call.operation)
+
+    def old_turn(self, call: Call) -> Result:
+        """Waits until nobody works on the old sandbox; one that is gone has given it up already."""
+
+        def write(tx: Tx) -> Output:
+            vmid, identity = _old(call)
+            sandbox = sandboxes.find(tx, vmid)
+            if sandbox is None or sandbox.id != identity or sandbox.state is SandboxState.DESTROYED:
+                return {"gone": True}
+            subject = f"sandbox:{vmid}"
+            holder = operations.holder_of(tx, subject)
+            if holder is not None and holder.id != call.operation.id:
+                raise Wait(words(holder), after=1.0)
+            refuse_sandbox(sandbox, "detach")
+            operations.lock(tx, call.operation.id, subject)
+            return {"gone": False}
+
+        return write
+
+    def unmount(self, call: Call) -> Result:
+        vmid, _ = _old(call)
+        if not _gone(call) and running(self._world, vmid):
+            force = call.operation.input.get("force") is True
+            work_mount.unmount(self._world, self._workspace(call), vmid, force=force)
+        return None
+
+    def mount_again(self, call: Call) -> Result:
+        vmid, _ = _old(call)
+        if not _gone(call):
+            with contextlib.suppress(AgentLabError):
+                if running(self._world, vmid):
+                    work_mount.mount(self._world, self._workspace(call), vmid)
+        return None
+
+    def unplug(self, call: Call) -> Result:
+        if not _gone(call):
+            self._detach(call, _old(call)[0])
+        return None
+
+    def plug_again(self, call: Call) -> Result:
+        if not _gone(call):
+            with contextlib.suppress(NotFound, NotOurs):
+                self._attach(call, _old(call)[0])
+        return None
+
+    def lease(self, call: Call) -> Result:
+        """From the old one to the new one in one step: nobody gets in between."""
+
+        def write(tx: Tx) -> Output:
+            self._pass(tx, call, sandboxes.get(tx, call.operation.vmid), _old(call)[1])
+            return {}
+
+        return write
+
+    def lease_back(self, call: Call) -> Result:
+        def write(tx: Tx) -> Output:
+            old, new = sandboxes.find(tx, _old(call)[0]), sandboxes.get(tx, call.operation.vmid)
+            if (
+                old is not None
+                and not _gone(call)
+                and live_workspace(tx, call.operation).holder == new.id
+            ):
+                self._pass(tx, call, old, new.id)
+            return {}
+
+        return write
+
+    def _pass(self, tx: Tx, call: Call, to: Sandbox, from_: int) -> None:
+        workspace = live_workspace(tx, call.operation)
+        identity = call.operation.id
+        if workspace.holder == from_:
+            workspaces.pass_on(tx, workspace.id, workspace.nonce, to, operation=identity)
+        elif workspace.holder in (0, to.id):
+            workspaces.hold(tx, workspace.id, to, operation=identity)
+        else:
+            raise Conflict(f"workspace {workspace.name} is with sandbox {workspace.vmid} meanwhile")
+
+    def plug(self, call: Call) -> Result:
+        self._attach(call, call.operation.vmid)
+        return None
+
+    def unplug_new(self, call: Call) -> Result:
+        with contextlib.suppress(NotFound, NotOurs):
+            self._detach(call, call.operation.vmid)
+        return None
+
+    def mount(self, call: Call) -> Result:
+        work_mount.mount(self._world, self._workspace(call), call.operation.vmid)
+        return None
+
+    def unmount_new(self, call: Call) -> Result:
+        with contextlib.suppress(AgentLabError):
+            work_mount.unmount(self._world, self._workspace(call), call.operation.vmid, force=True)
+        return None
+
+    def destroy_old(self, call: Call) -> Result:
+        vmid, _ = _old(call)
+        if _gone(call):
+            return None
+        with contextlib.suppress(NotOurs):
+            self._world.hypervisor.stop(vmid, owner=self._world.installation)
+        unfence(self._world, vmid)
+        with contextlib.suppress(NotOurs):
+            self._world.hypervisor.destroy(vmid, owner=self._world.installation)
+        return lambda tx: close_record(tx, vmid, "", call.operation.id)
+
+    def _attach(self, call: Call, vmid: int) -> None:
+        self._world.hypervisor.attach(vmid, volid_of(call), owner=self._world.installation)
+
+    def _detach(self, call: Call, vmid: int) -> None:
+        self._world.hypervisor.detach(vmid, volid_of(call), owner=self._world.installation)

@@ -1,0 +1,330 @@
+"""What people ask for of workspaces: refused at once where that is certain, else written down."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from agentlab import clock
+from agentlab.engine.runner import Runner
+from agentlab.errors import Busy, Conflict, Invalid
+from agentlab.model.ids import new_id
+from agentlab.model.sandbox import SandboxSpec, parse_snapshot_name
+from agentlab.model.workspace import (
+    Workspace,
+    WorkspaceSpec,
+    WorkspaceState,
+    check_size,
+    parse_workspace_name,
+)
+from agentlab.operations import (
+    job_run,
+    workspace_attach,
+    workspace_create,
+    workspace_rebind,
+    workspace_volume,
+)
+from agentlab.operations.asked import digest_of, earlier
+from agentlab.operations.context import World
+from agentlab.operations.sandbox_requests import plan_sandbox
+from agentlab.operations.workspace_turn import subject_of
+from agentlab.store import operations, sandboxes, workspaces
+from agentlab.store.db import Tx
+
+_Checked = Callable[[Tx, Workspace], None]
+
+
+def create(world: World, runner: Runner, spec: WorkspaceSpec, key: str) -> str:
+    """The operation that makes a workspace; its record is there when this returns."""
+    parse_workspace_name(spec.name)
+    check_size(spec.size)
+    digest = digest_of(workspace_create.CREATE, dataclasses.asdict(spec))
+    with world.store.write() as tx:
+        before = earlier(tx, key, digest)
+        if before is not None:
+            return before.id
+        made = begin_new(world, tx, spec.name, spec.size, spec.storage, operation := new_id())
+        return runner.submit(
+            tx, workspace_create.CREATE, [subject_of(made)], {"workspace": made, "made": made},
+            operation=operation, request=(key, digest),
+        )  # fmt: skip
+
+
+def begin_new(
+    world: World, tx: Tx, name: str, size: int, storage: str, operation: str,
+    *, origin: str = "", formatted: bool = False,
+) -> int:  # fmt: skip
+    """Takes a name and a number; the id of the record, whose volume the operation makes."""
+    refuse_taken(tx, name)
+    record = workspace_create.new_record(
+        name, workspace_create.free_number(world, tx), size, storage, origin, formatted=formatted
+    )
+    return workspaces.create(tx, record, operation=operation)
+
+
+def refuse_taken(tx: Tx, name: str) -> None:
+    """Conflict for a name that another workspace has."""
+    if workspaces.find(tx, name) is not None:
+        raise Conflict(
+            f"cannot make workspace {name}: there is one of that name already",
+            hint=f"choose another name, or see: agentlab workspace show {name}",
+            details={"path": "name"},
+        )
+
+
+def attach(world: World, runner: Runner, name: str, sandbox: str, key: str) -> str:
+    """The operation that gives a sandbox (VMID or name) a workspace."""
+    with world.store.write() as tx:
+        workspace, box = workspaces.get(tx, name), sandboxes.get_live(tx, sandbox)
+        digest = digest_of(workspace_attach.ATTACH, workspace.id, box.id)
+        before = earlier(tx, key, digest)
+        if before is not None:
+            return before.id
+        workspace_attach.refuse_sandbox(box, "attach")
+        workspace_attach.refuse_second(tx, workspace, box)
+        refuse_making(workspace, "attach")
+        if workspace.holder != box.id:
+            workspaces.refuse_attached(workspace, "attach")
+        _refuse_job(tx, workspace, box.vmid, f"attach workspace {name} to")
+        return runner.submit(
+            tx, workspace_attach.ATTACH, [subject_of(workspace.id)],
+            {"workspace": workspace.id, "sandbox": box.id}, vmid=box.vmid, in_turn=True,
+            request=(key, digest),
+        )  # fmt: skip
+
+
+def detach(world: World, runner: Runner, name: str, key: str, *, force: bool) -> str:
+    """The operation that takes a workspace from the sandbox that has it; detached: it does nothing."""
+    with world.store.write() as tx:
+        workspace = workspaces.get(tx, name)
+        digest = digest_of(workspace_attach.DETACH, workspace.id, force)
+        before = earlier(tx, key, digest)
+        if before is not None:
+            return before.id
+        _refuse_job(tx, workspace, workspace.vmid, f"detach workspace {name} from")
+        held = sandboxes.find(tx, workspace.vmid) if workspace.vmid else None
+        if held is not None and held.id == workspace.holder:
+            workspace_attach.refuse_sandbox(held, "detach")
+        return runner.submit(
+            tx, workspace_attach.DETACH, [subject_of(workspace.id)],
+            {"workspace": workspace.id, "sandbox": workspace.holder, "force": force},
+            vmid=workspace.vmid, in_turn=True, request=(key, digest),
+        )  # fmt: skip
+
+
+def _refuse_job(tx: Tx, workspace: Workspace, vmid: int, what: str) -> None:
+    holder = operations.holder_of(tx, f"sandbox:{vmid}") if vmid else None
+    if holder is not None and holder.kind == job_run.KIND:
+        raise Busy(
+            f"cannot {what} sandbox {vmid}: job {holder.job} runs in it",
+            hint=f"wait for it (agentlab job wait {holder.job}), or cancel it "
+            f"(agentlab job cancel {holder.job})",
+            details={"operation": holder.id, "job": holder.job, "workspace": workspace.name},
+        )
+
+
+def refuse_making(workspace: Workspace, verb: str) -> None:
+    """Conflict for a workspace whose volume is still being made."""
+    if workspace.state is WorkspaceState.CREATING:
+        raise Conflict(
+            f"cannot {verb} workspace {workspace.name}: it is being made",
+            hint=f"see: agentlab workspace show {workspace.name}",
+        )
+
+
+def fsck(world: World, runner: Runner, name: str, key: str, *, repair: bool) -> str:
+    """The operation that checks the file system, and mends it with `repair`."""
+    return _detached(
+        world, runner, workspace_volume.FSCK, "check the file system of", name, key,
+        {"repair": repair},
+    )  # fmt: skip
+
+
+def resize(world: World, runner: Runner, name: str, key: str, *, size: int) -> str:
+    """The operation that makes it larger, to `size` MiB; Invalid for less than it has."""
+    check_size(size)
+
+    def check(_: Tx, workspace: Workspace) -> None:
+        if size < workspace.size:
+            raise Invalid(
+                f"cannot resize workspace {name}: it has {workspace.size} MiB, and a volume is "
+                "never made smaller",
+                hint="make a new one, and copy what is to stay",
+                details={"path": "size"},
+            )
+
+    return _detached(
+        world, runner, workspace_volume.RESIZE, "resize", name, key, {"size": size}, check
+    )
+
+
+def delete(world: World, runner: Runner, name: str, key: str) -> str:
+    """The operation that deletes a workspace with all that is in it."""
+    return _detached(
+        world, runner, workspace_volume.DELETE, "delete", name, key, {},
+        workspace_volume.refuse_bound,
+    )  # fmt: skip
+
+
+def save_snapshot(world: World, runner: Runner, name: str, key: str, snapshot: str) -> str:
+    """The operation that takes a snapshot."""
+
+    def check(_: Tx, workspace: Workspace) -> None:
+        if not workspace.formatted:
+            raise Conflict(
+                f"cannot take a snapshot of workspace {name}: there is nothing in it yet",
+                hint=f"attach it once: agentlab workspace attach {name} SANDBOX",
+            )
+
+    return _snapshot(world, runner, workspace_volume.SAVE, "take a snapshot of", name, key,
+                     snapshot, check)  # fmt: skip
+
+
+def restore_snapshot(world: World, runner: Runner, name: str, key: str, snapshot: str) -> str:
+    """The operation that puts back what a snapshot has."""
+    return _snapshot(world, runner, workspace_volume.RESTORE, "restore a snapshot of", name, key,
+                     snapshot)  # fmt: skip
+
+
+def delete_snapshot(world: World, runner: Runner, name: str, key: str, snapshot: str) -> str:
+    """The operation that deletes a snapshot."""
+    return _snapshot(world, runner, workspace_volume.SNAPSHOT_DELETE, "delete a snapshot of", name,
+                     key, snapshot)  # fmt: skip
+
+
+def _snapshot(
+    world: World, runner: Runner, kind: str, verb: str, name: str, key: str, snapshot: str,
+    check: _Checked | None = None,
+) -> str:  # fmt: skip
+    parse_snapshot_name(snapshot)
+    return _detached(world, runner, kind, verb, name, key, {"name": snapshot}, check)
+
+
+def _detached(
+    world: World, runner: Runner, kind: str, verb: str, name: str, key: str,
+    given: Mapping[str, object], check: _Checked | None = None,
+) -> str:  # fmt: skip
+    """Writes an operation down that needs the workspace detached; Conflict says which sandbox has it."""
+    with world.store.write() as tx:
+        workspace = workspaces.get(tx, name)
+        digest = digest_of(kind, workspace.id, given)
+        before = earlier(tx, key, digest)
+        if before is not None:
+            return before.id
+        workspaces.refuse_attached(workspace, verb)
+        refuse_making(workspace, verb)
+        if check is not None:
+            check(tx, workspace)
+        return runner.submit(
+            tx, kind, [subject_of(workspace.id)], {"workspace": workspace.id, **given},
+            in_turn=True, request=(key, digest),
+        )  # fmt: skip
+
+
+def fork(world: World, runner: Runner, name: str, key: str, *, new: str, snapshot: str = "") -> str:
+    """The operation that copies a workspace to a new one, as it is now or as a snapshot has it."""
+    digest = digest_of(workspace_create.FORK, name, new, snapshot)
+    with world.store.write() as tx:
+        before = earlier(tx, key, digest)
+        if before is not None:
+            return before.id
+        return begin_fork(world, runner, tx, name, new, snapshot, (key, digest))[1]
+
+
+def begin_fork(
+    world: World, runner: Runner, tx: Tx, name: str, new: str, snapshot: str,
+    request: tuple[str, str],
+) -> tuple[int, str]:  # fmt: skip
+    """The new record's id and the operation that fills it; Conflict while the source is attached."""
+    parse_workspace_name(new)
+    if snapshot:
+        parse_snapshot_name(snapshot)
+    source = workspaces.get(tx, name)
+    workspaces.refuse_attached(source, "fork")
+    refuse_making(source, "fork")
+    operation = new_id()
+    made = begin_new(
+        world, tx, new, source.size, source.storage, operation,
+        origin=f"{name}@{snapshot}" if snapshot else name, formatted=source.formatted,
+    )  # fmt: skip
+    runner.submit(
+        tx, workspace_create.FORK, [subject_of(source.id)],
+        {"workspace": source.id, "made": made, "snapshot": snapshot}, operation=operation,
+        in_turn=True, request=request,
+    )  # fmt: skip
+    return made, operation
+
+
+def rebind(
+    world: World, runner: Runner, name: str, spec: SandboxSpec, key: str, *, keep_old: bool
+) -> str:
+    """The operation that makes a new sandbox, and moves an attached workspace to it when it is READY.
+
+    `spec.profile` "" is the old one's.  The old sandbox is destroyed afterwards, unless `keep_old`.
+    """
+    with world.store.read() as tx:
+        workspace = workspaces.get(tx, name)
+        digest = digest_of(workspace_rebind.KIND, workspace.id, dataclasses.asdict(spec), keep_old)
+        before = earlier(tx, key, digest)
+        if before is not None:
+            return before.id
+        held = sandboxes.find(tx, workspace.vmid) if workspace.vmid else None
+    if held is None or held.id != workspace.holder:
+        raise Conflict(
+            f"cannot rebind workspace {name}: no sandbox has it",
+            hint=f"attach it: agentlab workspace attach {name} SANDBOX",
+        )
+    spec = dataclasses.replace(spec, profile=spec.profile or held.profile)
+    planned = plan_sandbox(world, spec)
+    identity = new_id()
+    with world.store.write() as tx:
+        before = earlier(tx, key, digest)
+        if before is not None:
+            return before.id
+        _refuse_job(tx, workspace, held.vmid, f"rebind workspace {name}, which is with")
+        return runner.submit(
+            tx, workspace_rebind.KIND, [subject_of(workspace.id)],
+            {
+                **dataclasses.asdict(spec),
+                "name": spec.name or f"{name[:50]}-{identity[-7:]}",
+                "plan": dataclasses.asdict(planned),
+                "workspace": workspace.id,
+                "old": {"vmid": held.vmid, "id": held.id},
+                "keep_old": keep_old,
+            },
+            operation=identity, in_turn=True, request=(key, digest),
+        )  # fmt: skip
+
+
+def clear_lease(world: World, name: str, *, force: bool) -> Workspace:
+    """Ends a lease by hand that nobody renews any more; with `force` also one that is renewed.
+
+    Conflict while a machine has the volume: then it is to be detached.
+    """
+    with world.store.read() as tx:
+        workspace = workspaces.get(tx, name)
+    if not workspace.nonce:
+        return workspace
+    if not force and not workspace.stale(clock.now()):
+        raise Conflict(
+            f"cannot clear the lease of workspace {name}: sandbox {workspace.vmid} has it and renews it",
+            hint=f"agentlab workspace detach {name}; or --force, when you know better",
+        )
+    volumes = world.hypervisor.volumes(owner=world.installation)
+    holders = [vmid for each in volumes if each.volid == workspace.volid for vmid in each.attached]
+    if holders:
+        raise Conflict(
+            f"cannot clear the lease of workspace {name}: machine {holders[0]} has its volume",
+            hint=f"agentlab workspace detach {name}",
+            details={"vmid": holders[0]},
+        )
+    with world.store.write() as tx:
+        subject = operations.holder_of(tx, subject_of(workspace.id))
+        if subject is not None:
+            raise Busy(
+                f"cannot clear the lease of workspace {name}: {subject.kind} {subject.id} is under way",
+                details={"operation": subject.id},
+            )
+        return workspaces.release(
+            tx, workspace.id, workspace.nonce, reason="its lease was cleared by hand"
+        )
