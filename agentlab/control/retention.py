@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 
 from agentlab.operations.context import World
-from agentlab.store import events, jobs, operations, sandboxes
+from agentlab.store import events, jobs, operations, sandboxes, workspaces
 
 _BUNDLE_REST = 3600.0  # seconds that a bundle may wait for its job
 EVERY = 3600.0
@@ -18,6 +18,7 @@ class Swept:
 
     jobs: int
     sandboxes: int
+    workspaces: int
     operations: int
     events: int
     bundles: int
@@ -38,6 +39,7 @@ def sweep(world: World, now: float) -> Swept:
         return Swept(
             jobs=len(old),
             sandboxes=sandboxes.forget_before(tx, cutoff),
+            workspaces=workspaces.forget_before(tx, cutoff),
             operations=operations.forget_before(tx, cutoff),
             events=events.delete_before(tx, cutoff),
             bundles=bundles,

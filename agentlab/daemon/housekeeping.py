@@ -6,7 +6,15 @@ import logging
 import threading
 
 from agentlab import clock
-from agentlab.control import deadlines, fence_watch, idle, leases, reconcile, retention
+from agentlab.control import (
+    deadlines,
+    fence_watch,
+    idle,
+    leases,
+    reconcile,
+    retention,
+    workspace_leases,
+)
 from agentlab.control.loop import Loop
 from agentlab.daemon.context import Daemon
 from agentlab.daemon.job_files import INCOMING, sweep_parts
@@ -33,6 +41,11 @@ class Housekeeping:
                 "reconcile",
                 reconcile.Reconciler(world, daemon.runner).check,
                 every=reconcile.EVERY,
+            ),
+            Loop(
+                "workspace leases",
+                lambda: workspace_leases.renew(world),
+                every=workspace_leases.EVERY,
             ),
             Loop("idle", idle.IdleStop(world, daemon.runner).check, every=idle.EVERY),
         ]
