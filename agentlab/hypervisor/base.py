@@ -293,6 +293,30 @@ class Volume:
     attached: tuple[int, ...] = ()  # VMIDs of machines that have it; more than one is a fault
 
 
+class FileSystem(StrEnum):
+    """How the file system on a volume is.  BLANK: nothing was ever written there, so it has none.
+
+    UNREPAIRABLE: e2fsck cannot mend it, or it is none of ext4's kind, and was left as it is.
+    """
+
+    CLEAN = "clean"
+    NEEDS_REPAIR = "NEEDS REPAIR"
+    REPAIRED = "repaired"
+    BLANK = "blank"
+    UNREPAIRABLE = "unrepairable"
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeCheck:
+    """A file system that was checked; `text`: what is to be said of it and the end of e2fsck's words.
+
+    At most 16 KiB, printable, with ends of lines.  It quotes names that a guest chose.
+    """
+
+    state: FileSystem
+    text: str
+
+
 class Volumes(Protocol):
     """Volumes that outlive machines.  Where `Capabilities.volumes` is false there are none.
 
@@ -314,6 +338,18 @@ class Volumes(Protocol):
         """
         ...
 
+    def storage_of(self, volid: str) -> str:
+        """The name of the storage that a volume is on, from its name alone."""
+        ...
+
+    def check_storage(self, storage: str = "", *, tools: bool = False) -> None:
+        """Raises what `allot` would for this storage ("": the one that is set), and does nothing.
+
+        With `tools` also what the snapshots, clones and growth of a volume there would raise.
+        NotFound, Unsupported, Invalid when none is named or set.
+        """
+        ...
+
     def allot(self, number: int, size: int, *, storage: str = "", owner: str) -> str:
         """Makes an empty volume, or finds the one of this number; its volid.
 
@@ -330,7 +366,10 @@ class Volumes(Protocol):
         ...
 
     def free(self, volid: str, *, owner: str) -> None:
-        """Removes the volume and what is in it.  Absent: returns.  Attached: Conflict."""
+        """Removes the volume, what is in it, and its snapshots.  Absent: returns.  Attached: Conflict.
+
+        Its clones stay as they are.
+        """
         ...
 
     def move(self, volid: str, storage: str, *, owner: str) -> str:
@@ -349,7 +388,11 @@ class Volumes(Protocol):
         ...
 
     def rollback_volume(self, volid: str, name: str, *, owner: str) -> None:
-        """Puts a detached volume back; NotFound for an unknown name."""
+        """Puts a detached volume back; NotFound for an unknown name.
+
+        Some storages go back to their newest snapshot only: Conflict, `details["later"]` has the
+        newer ones, newest first, and nothing is changed.
+        """
         ...
 
     def delete_volume_snapshot(self, volid: str, name: str, *, owner: str) -> None:
@@ -360,8 +403,32 @@ class Volumes(Protocol):
         """Names, oldest first, of a volume that may be attached."""
         ...
 
-    def clone_volume(self, volid: str, number: int, *, snapshot: str = "", owner: str) -> str:
-        """Another volume with the same content (of now, or of a snapshot); its volid."""
+    def clone_volume(
+        self,
+        volid: str,
+        number: int,
+        *,
+        snapshot: str = "",
+        owner: str,
+        progress: Callable[[float], None] | None = None,
+    ) -> str:
+        """Another volume with the same content (of now, or of a snapshot); its volid.
+
+        It needs nothing of its source.  `progress` is called now and then, with 0.0 to 1.0; what
+        it raises ends the copy, and nothing of it stays.
+        """
+        ...
+
+    def clones_thin(self, volid: str) -> bool:
+        """True when a clone shares its content and takes no room at first; False: it is a copy."""
+        ...
+
+    def check_volume(self, volid: str, *, repair: bool, owner: str) -> VolumeCheck:
+        """Checks the ext4 file system on a detached volume, on the host; changes it with `repair` only.
+
+        A journal to replay, as after a power cut, is NEEDS REPAIR.  A repair that was cut off is
+        done by the next one.  Unsupported ("unsupported volume path") where this host cannot.
+        """
         ...
 
 

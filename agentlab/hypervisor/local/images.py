@@ -11,9 +11,9 @@ from typing import Any
 from agentlab import run
 from agentlab.clock import Deadline
 from agentlab.errors import Busy, Unavailable
+from agentlab.hypervisor.qemu_img import Progress, convert, render_convert
 
 _TIMEOUT = 120.0
-_LONG = 12 * 3600.0  # for as long as a copy may take
 _PATIENCE = 30.0
 _MIB = 1 << 20
 
@@ -33,11 +33,9 @@ def create_copy(path: Path, source: Path) -> None:
     run.run(["qemu-img", "convert", "-q", "-O", "qcow2", source, path], timeout=15 * 60)
 
 
-def copy_volume(path: Path, source: Path, snapshot: str) -> None:
+def copy_volume(path: Path, source: Path, snapshot: str, progress: Progress | None) -> None:
     """An image of its own with the content of now, or of a snapshot; none of its snapshots."""
-    since = ("-l", f"snapshot.name={snapshot}") if snapshot else ()
-    words = ["qemu-img", "convert", "-q", "-f", "qcow2", "-O", "qcow2", *since, source, path]
-    run.run(words, timeout=_LONG)
+    convert(render_convert(source, path, snapshot), progress)
 
 
 def change_backing(path: Path, backing: Path) -> None:

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from agentlab.errors import AgentLabError, Busy, Conflict, Invalid, NotFound, NotOurs
-from agentlab.hypervisor.base import Power, Volume
+from agentlab.hypervisor import fsck
+from agentlab.hypervisor.base import Power, Volume, VolumeCheck
 from agentlab.hypervisor.files import new_directory, put_in_place, remove_tree, sweep, sync_tree
 from agentlab.hypervisor.local import images
 from agentlab.hypervisor.local.machine_dir import MachineDir, Record
@@ -28,6 +29,7 @@ from agentlab.hypervisor.local.volume_dir import (
     parse_volid,
     volume_id,
 )
+from agentlab.hypervisor.qemu_img import Progress
 
 _UNPLUG = 20.0  # seconds that a guest has to let go of a disk
 
@@ -64,6 +66,12 @@ class LocalVolumes(Place):
             if record is not None and record.volume:
                 holders.setdefault(record.volume, []).append(vmid)
         return holders
+
+    def storage_of(self, volid: str) -> str:
+        return volid.partition(":")[0]
+
+    def check_storage(self, storage: str = "", *, tools: bool = False) -> None:  # noqa: ARG002  # they are all there
+        _need_storage(storage)
 
     def allot(self, number: int, size: int, *, storage: str = "", owner: str) -> str:
         volid = volume_id(number, owner)
@@ -238,16 +246,35 @@ class LocalVolumes(Place):
         volume.owned(owner, "list the snapshots of")
         return images.snapshots(volume.image)
 
-    def clone_volume(self, volid: str, number: int, *, snapshot: str = "", owner: str) -> str:
+    def clone_volume(
+        self,
+        volid: str,
+        number: int,
+        *,
+        snapshot: str = "",
+        owner: str,
+        progress: Progress | None = None,
+    ) -> str:
         """A copy: an overlay would keep its source from being changed or freed."""
         made = volume_id(number, owner)
         with self._detached(volid, owner, "clone") as volume:
             if snapshot and snapshot not in images.snapshots(volume.image):
                 raise NotFound(f"cannot clone volume {volid}: it has no snapshot {snapshot}")
-            self._make_volume(
-                number, owner, lambda image: images.copy_volume(image, volume.image, snapshot)
-            )
+
+            def fill(image: Path) -> None:
+                images.copy_volume(image, volume.image, snapshot, progress)
+
+            self._make_volume(number, owner, fill)
+        if progress:
+            progress(1.0)
         return made
+
+    def clones_thin(self, volid: str) -> bool:  # noqa: ARG002  # none does
+        return False
+
+    def check_volume(self, volid: str, *, repair: bool, owner: str) -> VolumeCheck:
+        with self._detached(volid, owner, "check") as volume:
+            return fsck.check_image(volume.image, "qcow2", volid, repair=repair)
 
 
 def _put_back(volume: VolumeDir, record: VolumeRecord) -> None:

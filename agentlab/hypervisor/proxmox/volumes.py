@@ -6,6 +6,7 @@ attached.  The name carries the owner, since the allotting call writes nothing e
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 from collections.abc import Sequence
 
@@ -19,7 +20,8 @@ from agentlab.errors import (
     Unavailable,
     Unsupported,
 )
-from agentlab.hypervisor.base import Volume
+from agentlab.hypervisor.base import Volume, VolumeCheck
+from agentlab.hypervisor.fsck import unsupported_path
 from agentlab.hypervisor.proxmox.inventory import Found
 from agentlab.hypervisor.proxmox.machines import Part, as_read
 from agentlab.hypervisor.proxmox.names import (
@@ -28,13 +30,17 @@ from agentlab.hypervisor.proxmox.names import (
     volume_name,
     volume_owner,
 )
-from agentlab.hypervisor.proxmox.node import Storage, Verb, parse_storage
+from agentlab.hypervisor.proxmox.storage_plan import (
+    FILE_TYPES,
+    Storage,
+    Verb,
+    parse_storage,
+    said_of,
+)
 from agentlab.hypervisor.proxmox.transport import Exists, NoSuchVolume, ReplyLost
+from agentlab.hypervisor.qemu_img import Progress
 
 WORK = "scsi1"  # the drive that a work disk is; a template keeps it free
-# Storages whose volumes are files below a directory (PVE::Storage::*Plugin), so that a volume's
-# name has an ending and qcow2 can be chosen.
-_FILES = ("dir", "nfs", "cifs", "glusterfs", "btrfs")
 
 
 class ProxmoxVolumes(Part):
@@ -111,26 +117,42 @@ class ProxmoxVolumes(Part):
             raise Invalid(f"cannot make volume {number}: it is outside of volume_vmids")
         if size < 1:
             raise Invalid(f"cannot make volume {number}: it needs at least 1 MiB")
+        return self._settled(lambda: self._allot(self._taking(storage), number, size, owner))
+
+    def storage_of(self, volid: str) -> str:
+        return volid.partition(":")[0]
+
+    def check_storage(self, storage: str = "", *, tools: bool = False) -> None:
+        found = self._taking(storage)
+        if tools:
+            number = self._settings.volume_vmids[0]
+            volume = _volid(found, number, "x").partition(":")[2]
+            for verb in ("snapshot", "clone", "grow"):
+                self._need_tool(found, volume, verb)
+
+    def _taking(self, storage: str) -> Storage:
+        """The storage of this name ("": of the settings), which takes volumes."""
         name = storage or self._settings.storage
         if not name:
             raise Invalid(
                 "cannot make a volume: no storage is named",
                 hint="set proxmox.storage in the settings, or name one",
             )
-        return self._settled(lambda: self._allot(self._storage(name), number, size, owner))
+        found = self._storage(name)
+        if "images" not in found.content:
+            raise Unsupported(
+                f"cannot make a volume on storage {name}: it takes no disk images",
+                hint=f"pvesm set {name} --content {','.join(sorted({*found.content, 'images'}))}",
+            )
+        return found
 
     def _allot(self, storage: Storage, number: int, size: int, owner: str) -> str:
-        if "images" not in storage.content:
-            raise Unsupported(
-                f"cannot make a volume on storage {storage.id}: it takes no disk images",
-                hint=f"pvesm set {storage.id} --content {','.join(sorted({*storage.content, 'images'}))}",
-            )
         volid = _volid(storage, number, owner)
         params: dict[str, str | int] = {
             "vmid": number,
             "filename": posixpath.basename(volid.partition(":")[2]),
             "size": f"{size}M",
-            "format": "qcow2" if storage.type in _FILES else "raw",
+            "format": "qcow2" if storage.type in FILE_TYPES else "raw",
         }
         path = f"/nodes/{self._node}/storage/{storage.id}/content"
         what = f"cannot make volume {number}"
@@ -207,11 +229,19 @@ class ProxmoxVolumes(Part):
 
     def _free(self, volid: str, owner: str) -> None:
         self._need_detached(volid, owner, "free")
+        self._settle(volid)
         path = f"/nodes/{self._node}/storage/{volid.partition(':')[0]}/content/{volid}"
         try:
             self._api.act("DELETE", path, what=f"cannot free {volid}", turns=self._turn(self._node))
         except NoSuchVolume:
             return
+
+    def _settle(self, volid: str) -> None:
+        """Proxmox takes its snapshots along, and does not know what half a rollback has left."""
+        name, _, volume = volid.partition(":")
+        if self._tools.available_on(self._node):
+            with contextlib.suppress(NotFound, Unsupported):
+                self._tools.settle(self._storage(name), volume)
 
     def _need_ours(self, volid: str, owner: str, verb: str) -> int:
         """The volume's number when its name carries this owner; NotOurs."""
@@ -241,15 +271,24 @@ class ProxmoxVolumes(Part):
         self._need_ours(volid, owner, verb)
         name, _, volume = volid.partition(":")
         storage = self._storage(name)
-        self._tools.check(storage, volume, verb)  # Unsupported, before anything is done
-        if not self._tools.available_on(self._node):
-            raise Unsupported(
-                f"cannot {verb} volume {volid}: Proxmox's API has no call for it, and agentlabd "
-                f"does not run as root on node {self._node}"
-            )
+        self._need_tool(storage, volume, verb)
         if not attached:
             self._need_detached(volid, owner, verb)
         return storage, volume
+
+    def _need_tool(self, storage: Storage, volume: str, verb: Verb) -> None:
+        """Unsupported, before anything is done."""
+        self._tools.check(storage, volume, verb)
+        if self._tools.available_on(self._node):
+            return
+        name = f"{storage.id}:{volume}"
+        why = (
+            "Proxmox's API has no call for it, and agentlabd does not run as root on node"
+            f" {self._node}"
+        )
+        if verb == "check":
+            raise unsupported_path(name, why)
+        raise Unsupported(f"cannot {said_of(verb)} volume {name}: {why}")
 
     def move(self, volid: str, storage: str, *, owner: str) -> str:
         """By a copy: the old one goes when the new one is whole, and the new one when it fails."""
@@ -306,19 +345,34 @@ class ProxmoxVolumes(Part):
         storage, volume = self._tool(volid, owner, "snapshots", attached=True)
         return self._tools.snapshots(storage, volume)
 
-    def clone_volume(self, volid: str, number: int, *, snapshot: str = "", owner: str) -> str:
+    def clone_volume(
+        self,
+        volid: str,
+        number: int,
+        *,
+        snapshot: str = "",
+        owner: str,
+        progress: Progress | None = None,
+    ) -> str:
         if number not in self._settings.volume_vmids:
             raise Invalid(f"cannot make volume {number}: it is outside of volume_vmids")
         storage, volume = self._tool(volid, owner, "clone")
         ending = posixpath.splitext(volume)[1] if "/" in volume else ""
         name = volume_name(number, owner, ending)
         target = f"{number}/{name}" if "/" in volume else name
-        self._tools.clone(storage, volume, target, snapshot=snapshot)
+        self._tools.clone(storage, volume, target, snapshot=snapshot, progress=progress)
         return f"{storage.id}:{target}"
+
+    def clones_thin(self, volid: str) -> bool:
+        return self._storage(volid.partition(":")[0]).type == "lvmthin"
+
+    def check_volume(self, volid: str, *, repair: bool, owner: str) -> VolumeCheck:
+        storage, volume = self._tool(volid, owner, "check")
+        return self._tools.check_volume(storage, volume, repair=repair)
 
 
 def _volid(storage: Storage, number: int, owner: str) -> str:
     """What a volume of ours is called on a storage."""
-    if storage.type in _FILES:
+    if storage.type in FILE_TYPES:
         return f"{storage.id}:{number}/{volume_name(number, owner, '.qcow2')}"
     return f"{storage.id}:{volume_name(number, owner)}"

@@ -20,23 +20,21 @@ import pytest
 
 from agentlab import run
 from agentlab.errors import Conflict, DeadlineExceeded, Invalid, NotFound, Unavailable, Unsupported
-from agentlab.hypervisor.proxmox import node
-from agentlab.hypervisor.proxmox.node import (
-    NodeTools,
-    Plan,
-    Storage,
+from agentlab.hypervisor.proxmox import node, tool
+from agentlab.hypervisor.proxmox.lvm import (
     parse_lv_list,
-    parse_progress,
-    parse_storage,
-    parse_zfs_list,
     plan_lv_repair,
-    plan_volume_tool,
     render_lv_clone,
     render_lv_list,
     render_lv_rollback,
     render_lv_snapshot,
-    render_zfs_copy,
-    render_zfs_list,
+)
+from agentlab.hypervisor.proxmox.node import NodeTools
+from agentlab.hypervisor.proxmox.storage_plan import (
+    Plan,
+    Storage,
+    parse_storage,
+    plan_volume_tool,
 )
 from agentlab.hypervisor.proxmox.transport import (
     Exists,
@@ -45,6 +43,8 @@ from agentlab.hypervisor.proxmox.transport import (
     NoSuchVolume,
     StorageFull,
 )
+from agentlab.hypervisor.proxmox.zfs import parse_zfs_list, render_zfs_copy, render_zfs_list
+from agentlab.hypervisor.qemu_img import parse_progress
 
 DIR = Storage("local", "dir", path="/var/lib/vz")
 THIN = Storage("fast", "lvmthin", vgname="pve", thinpool="data")
@@ -240,7 +240,7 @@ class Lvm:
 def lvm(monkeypatch: pytest.MonkeyPatch) -> Lvm:
     lvm = Lvm()
     lvm.lvs = {"data": ("", 1 << 30), DISK: ("old", 4 << 20)}
-    monkeypatch.setattr(node, "_do", lvm)
+    monkeypatch.setattr(tool, "do", lvm)
     return lvm
 
 
@@ -346,7 +346,7 @@ class Zfs:
 @pytest.fixture
 def zfs(monkeypatch: pytest.MonkeyPatch) -> Zfs:
     zfs = Zfs()
-    monkeypatch.setattr(node, "_do", zfs)
+    monkeypatch.setattr(tool, "do", zfs)
     return zfs
 
 
@@ -512,7 +512,8 @@ def test_a_clone_whose_daemon_is_killed_is_made_anew_and_nothing_is_left(files: 
         "import sys; from agentlab import run; real = run.run;"
         "run.run = lambda words, **more: real(['sh', '-c', '\"$@\"; sleep 30', 'x', *words], **more)"
         " if words[1] == 'convert' else real(words, **more);"
-        "from agentlab.hypervisor.proxmox.node import NodeTools, Storage;"
+        "from agentlab.hypervisor.proxmox.node import NodeTools;"
+        "from agentlab.hypervisor.proxmox.storage_plan import Storage;"
         "NodeTools('pve').clone(Storage('local', 'dir', path=sys.argv[1]), *sys.argv[2:])"
     )
     words = [sys.executable, "-c", program, str(files.path), FILE, target]
