@@ -149,7 +149,14 @@ def _need_programs(volume: str, *more: str) -> None:
 
 
 def _run(kind: str, path: Path, repair: bool, *words: str) -> run.Completed:
-    values = (kind, path, str(int(repair)), f"{_TIMEOUT:.0f}", str(_MEMORY), *words)
+    values: tuple[str | Path, ...] = (
+        kind,
+        path,
+        str(int(repair)),
+        f"{_TIMEOUT:.0f}",
+        str(_MEMORY),
+        *words,
+    )
     # unshare dies with us, and with it the first process of the namespaces, and so all of them
     alone = ("setpriv", "--pdeathsig", "KILL", "unshare", *_ALONE)
     argv: list[str | Path] = [*alone, "/bin/sh", "-c", SCRIPT, "fsck", *values]
