@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from agentlab.errors import Invalid
-from agentlab.guest.checkout import redact, refuse_options
+from agentlab.guest.checkout import refuse_options
+from agentlab.guest.git import redact
 from tests.unit.guest.world import World, git
 
 

@@ -161,6 +161,12 @@ def test_the_journal_of_a_power_cut_is_replayed(mounted: Machine) -> None:
     run("e2fsck", "-fn", mounted.device)
 
 
+def _may_resize() -> bool:
+    """Whether we have CAP_SYS_RESOURCE, without which ext4 does not grow while it is mounted."""
+    status = Path("/proc/self/status").read_text()
+    return bool(int(status.partition("CapEff:")[2].split()[0], 16) >> 24 & 1)
+
+
 @pytest.mark.parametrize("online", [True, False])
 def test_a_larger_disk_makes_a_larger_file_system(mounted: Machine, online: bool) -> None:
     if not online:
@@ -168,10 +174,15 @@ def test_a_larger_disk_makes_a_larger_file_system(mounted: Machine, online: bool
     run("truncate", "-s", "200M", mounted.image)
     run("losetup", "-c", mounted.device)
     answer = mounted.do("mount")
-    assert answer["grown"] is True
-    assert answer["size"] > 150 << 20
-    assert mounted.do("mount")["grown"] is False
+    assert answer["mounted"] is True
     assert content(mounted) == "kept"
+    if _may_resize():
+        assert answer["grown"] is True
+        assert answer["size"] > 150 << 20
+        assert mounted.do("mount")["grown"] is False
+    else:  # what could not be grown is mounted all the same, and says so
+        assert answer["grown"] is False
+        assert "resize2fs" in answer["warning"]
     mounted.do("unmount")
     run("e2fsck", "-fn", mounted.device)
 
