@@ -85,7 +85,7 @@ class Earlier:
         if kept:
             self._stay(kept, ref, head, target)
             return
-        if target and target != head:
+        if target and (target != head or wanted not in ("", branch)):
             self._move(target, wanted, head, branch)
         remember(self.git, self.repo)
         now = self._commit("HEAD")
@@ -143,7 +143,11 @@ class Earlier:
             self._checkout(wanted, "--")
             self.say(f"branch {wanted} has commits of its own: the job goes on from them")
         elif wanted:
-            self._checkout("-B", wanted, "--track", f"refs/remotes/{self.remote}/{wanted}", "--")
+            self._checkout("--no-track", "-B", wanted, target, "--")
+            # --track wants the remote's branches to be fetched by default, which a shallow clone's
+            # are not.
+            self._must("config", f"branch.{wanted}.remote", self.remote)
+            self._must("config", f"branch.{wanted}.merge", f"refs/heads/{wanted}")
         elif branch and not head:
             self._checkout("-B", branch, target, "--")
         else:
