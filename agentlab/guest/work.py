@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 from agentlab.clock import Deadline
 from agentlab.errors import AgentLabError
@@ -218,7 +217,7 @@ class Work:
         """Unmounts what nobody uses; Refused, with all as it was, when somebody does."""
         ending, point = self._ending(self._devices(disk)), self.paths.workspace
         if len(ending) > 1:
-            others = ", ".join(_shown(each.point) for each in ending[:5])
+            others = ", ".join(_shown(os.fsencode(each.point)) for each in ending[:5])
             raise self._busy(disk, f"there is more than one mount: {others}")
         for mount in ending:
             if disk is not None and mount.device == disk.number:
@@ -235,7 +234,22 @@ class Work:
 
     def _busy(self, disk: Disk | None, detail: str, *, namespaces: bool = False) -> Refused:
         found = self._search(disk, namespaces=namespaces).holders()
-        return Refused("busy", detail, [each.document() for each in islice(found, _LISTED)])
+        listed = [each.document() for each in islice(found, _LISTED)]
+        kernel = list(islice(self._in_kernel(), 5))
+        return Refused("busy", "; ".join([detail, *kernel]), listed)
+
+    def _in_kernel(self) -> Iterator[str]:
+        """Files of the workspace that no process has open, and the kernel has."""
+        below = os.fsencode(self.paths.workspace) + b"/"
+        with suppress(OSError):
+            for line in (self.paths.proc / "swaps").read_bytes().splitlines():
+                if line.startswith(below):
+                    yield f"{_shown(line.split()[0])} is swapped to"
+        for path in self.paths.sys_block.glob("loop*/loop/backing_file"):
+            with suppress(OSError):
+                file = path.read_bytes().strip()
+                if file.startswith(below):
+                    yield f"{_shown(file)} is behind /dev/{path.parts[-3]}"
 
     def _search(self, disk: Disk | None, *, namespaces: bool) -> Search:
         return Search(self.paths.proc, self._devices(disk), self.paths.workspace, namespaces)
@@ -281,8 +295,8 @@ def _signal(search: Search, pid: int, number: int) -> None:
         os.close(fd)
 
 
-def _shown(path: Path) -> str:
-    return one_line(os.fsencode(path).decode(errors="backslashreplace"))[:200]
+def _shown(path: bytes) -> str:
+    return one_line(path.decode(errors="backslashreplace"))[:200]
 
 
 def main(argv: Sequence[str], work: Work | None = None) -> int:

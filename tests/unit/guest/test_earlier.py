@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from agentlab.guest import marker, runner
 from agentlab.guest.earlier import is_free, repo_name, same_address
 from agentlab.guest.paths import Workplace
 from tests.unit.guest.world import World, git
@@ -249,10 +250,18 @@ def test_a_second_bundle_is_gone_on_with(shop: World) -> None:
 
 def test_a_restarted_runner_hands_back_from_the_same_place(shop: World) -> None:
     job(shop, "true")
-    report = job(shop, "echo tool > file.txt; git remote set-url origin elsewhere; kill -9 $$",
-                 url=f"file://{second(shop)}")  # fmt: skip
-    assert report["status"] == "failed"
-    assert b"+tool" in shop.daemon.artifacts["changes.patch"]
+    url = f"file://{second(shop)}"
+    job(shop, "echo tool > file.txt; git remote set-url origin elsewhere", url=url)
+    over, daemon = marker.load(shop.paths.marker), shop.daemon
+    assert over is not None
+    assert over.repo == str(shop.paths.workspace / "tools")
+    # The same machine as if the runner had died while the agent ran.
+    marker.save(shop.paths.marker, over.at("agent"))
+    daemon.report = None
+    for each in (daemon.heartbeats, daemon.artifacts, daemon.log):
+        each.clear()
+    assert runner.run(shop.guest) == 0
+    assert b"+tool" in daemon.artifacts["changes.patch"]
 
 
 def test_names_and_addresses() -> None:

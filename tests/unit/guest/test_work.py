@@ -380,6 +380,22 @@ def test_mounts_below_and_elsewhere_are_ended_by_force_only(mounted: Machine) ->
     assert content(mounted) == "kept"
 
 
+def test_what_the_kernel_keeps_is_named(mounted: Machine) -> None:
+    mounted.run("truncate", "-s", "1M", mounted.work / "disk")
+    loop = mounted.run("losetup", "-f", "--show", mounted.work / "disk")
+    try:
+        name = Path(loop).name
+        (mounted.top / "sys" / name).symlink_to(f"/sys/block/{name}")
+        for words in ((), ("--force",)):
+            answer = mounted.do("unmount", *words)
+            assert answer["error"] == "busy"
+            assert f"{mounted.work}/disk is behind {loop}" in answer["detail"]
+            assert answer["processes"] == []
+        assert content(mounted) == "kept"
+    finally:
+        run("losetup", "-d", loop)
+
+
 def test_a_process_that_stood_at_the_place_before_is_nobodys_holder(machine: Machine) -> None:
     machine.work.mkdir()
     before = machine.hold(f"cd {machine.work}; echo on; exec sleep 100")
