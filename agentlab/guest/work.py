@@ -11,33 +11,26 @@ import fcntl
 import json
 import logging
 import os
-import signal
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 
 from agentlab.clock import Deadline
 from agentlab.errors import AgentLabError
 from agentlab.guest import workdisk
 from agentlab.guest.account import Account
-from agentlab.guest.mounts import Mount, Search, mounts
 from agentlab.guest.paths import Paths
 from agentlab.guest.workdisk import Disk, Refused, Tools
-from agentlab.log import one_line
+from agentlab.guest.workmount import RELEASE, WorkMount, find_top
 
 USAGE = (
     "usage: agentlab guest work mount [--make] [--boot] [--wait SECONDS]"
     " | work unmount [--force] | work status"
 )
-_OPTIONS = "nodev,nosuid,errors=remount-ro"
 _WAIT = 20.0
 _LOCK_WAIT = 300.0
-_RELEASE = 3.0  # seconds that the kernel has to let go of the disk
-_LISTED = 20
 Answer = dict[str, object]
 
 
@@ -80,17 +73,17 @@ class Work:
         `force` ends first the processes that keep it, and other mounts of it and below it.
         """
         with self._locked() as tools:
-            disk = self._disk()
+            mount = WorkMount(self.paths, self._disk(), tools)
             if force:
-                self._force(disk, tools)
+                mount.end_by_force(self.grace, self.patience)
             else:
-                self._ask(disk, tools)
+                mount.end()
             return {"mounted": False}
 
     def status(self) -> Answer:
         """`present`: the disk is there.  `size` and `free` in bytes, None when not mounted."""
         disk = self._disk()
-        top = self._top()
+        top = find_top(self.paths)
         mounted = disk is not None and top is not None and top.device == disk.number
         room = self._room() if mounted else {"size": None, "free": None}
         return {"mounted": mounted, "present": disk is not None, **room}
@@ -99,24 +92,6 @@ class Work:
 
     def _disk(self) -> Disk | None:
         return workdisk.find(self.paths.sys_block, self.paths.dev)
-
-    def _mounts(self) -> list[Mount]:
-        return mounts(self.paths.proc)
-
-    def _top(self) -> Mount | None:
-        """What is seen at /work."""
-        at = [mount for mount in self._mounts() if mount.point == self.paths.workspace]
-        return at[-1] if at else None
-
-    def _devices(self, disk: Disk | None) -> frozenset[str]:
-        """The disk's number, and that of a disk at /work which was taken out while mounted."""
-        gone = {
-            mount.device
-            for mount in self._mounts()
-            if mount.point == self.paths.workspace and mount.kind == "ext4"
-            and not (self.paths.sys_dev / mount.device).exists()
-        }  # fmt: skip
-        return frozenset(gone | ({disk.number} if disk else set()))
 
     def _room(self) -> Answer:
         room = os.statvfs(self.paths.workspace)
@@ -149,19 +124,19 @@ class Work:
 
     def _ensure_mounted(self, disk: Disk, tools: Tools, *, make: bool) -> bool:
         """Mounted at /work, with its top directory the agent's; whether it was made new."""
-        made, top = False, self._top()
-        if top is not None and top.device != disk.number and top.device in self._devices(disk):
-            self._ask(disk, tools)  # the mount of a disk that was taken out
-            top = self._top()
+        mount, made, top = WorkMount(self.paths, disk, tools), False, find_top(self.paths)
+        if top is not None and top.device != disk.number and top.device in mount.devices():
+            mount.end()  # of a disk that was taken out
+            top = find_top(self.paths)
         if top is not None and top.device != disk.number:
             raise Refused("failed", f"something else is mounted at {self.paths.workspace}")
         if top is not None and top.root != "/":
             raise Refused("failed", f"{self.paths.workspace} shows a part of the disk only")
         if top is None:
-            if not disk.wait_released(_RELEASE):
-                raise self._busy(disk, f"{disk.node} is in use already", namespaces=True)
+            if not disk.wait_released(RELEASE):
+                raise mount.busy(f"{disk.node} is in use already", namespaces=True)
             made = self._prepare(disk, tools, make=make)
-            self._mount(disk, tools)
+            mount.mount()
         self._own()
         return made
 
@@ -176,17 +151,6 @@ class Work:
         workdisk.mend(disk, tools)
         return False
 
-    def _mount(self, disk: Disk, tools: Tools) -> None:
-        point = self.paths.workspace
-        with suppress(FileExistsError):
-            point.mkdir(mode=0o755)
-        if not stat.S_ISDIR(point.lstat().st_mode):
-            raise Refused("failed", f"{point} is not a directory")
-        status, said = tools.run("mount", "-t", "ext4", "-o", _OPTIONS, "--", disk.node, point)
-        top = self._top()
-        if status != 0 or top is None or top.device != disk.number:
-            raise Refused("failed", f"cannot mount {disk.node}: {said or 'it is not there'}")
-
     def _own(self) -> None:
         account = self.account()
         fd = os.open(self.paths.workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -196,107 +160,6 @@ class Work:
                 os.fchown(fd, account.uid, account.gid)
         finally:
             os.close(fd)
-
-    # Unmounting
-
-    def _ending(self, devices: frozenset[str]) -> list[Mount]:
-        """The mounts to end, in an order in which it can be done."""
-        found = self._mounts()
-        if not any(mount.device in devices for mount in found):
-            return []
-        point = self.paths.workspace
-        at = [each for each in found if each.point == point]
-        first = next((i for i, each in enumerate(at) if each.device in devices), len(at))
-        over = {each.id for each in at[first:]}
-        return [
-            mount for mount in reversed(found)
-            if mount.device in devices or mount.id in over or (at and mount.is_below(point))
-        ]  # fmt: skip
-
-    def _ask(self, disk: Disk | None, tools: Tools) -> None:
-        """Unmounts what nobody uses; Refused, with all as it was, when somebody does."""
-        ending, point = self._ending(self._devices(disk)), self.paths.workspace
-        if len(ending) > 1:
-            others = ", ".join(_shown(os.fsencode(each.point)) for each in ending[:5])
-            raise self._busy(disk, f"there is more than one mount: {others}")
-        for mount in ending:
-            if disk is not None and mount.device == disk.number:
-                tools.run("sync", "-f", "--", mount.point)
-            status, said = tools.run("umount", "--", mount.point)
-            if status != 0:
-                raise self._busy(disk, said)
-        if disk is None or disk.wait_released(_RELEASE):
-            return
-        if ending and ending[0].point == point and ending[0].root == "/":
-            self._mount(disk, tools)
-        raise self._busy(disk, "another mount namespace, swap or a loop device keeps the disk",
-                         namespaces=True)  # fmt: skip
-
-    def _busy(self, disk: Disk | None, detail: str, *, namespaces: bool = False) -> Refused:
-        found = self._search(disk, namespaces=namespaces).holders()
-        listed = [each.document() for each in islice(found, _LISTED)]
-        kernel = list(islice(self._in_kernel(), 5))
-        return Refused("busy", "; ".join([detail, *kernel]), listed)
-
-    def _in_kernel(self) -> Iterator[str]:
-        """Files of the workspace that no process has open, and the kernel has."""
-        below = os.fsencode(self.paths.workspace) + b"/"
-        with suppress(OSError):
-            for line in (self.paths.proc / "swaps").read_bytes().splitlines():
-                if line.startswith(below):
-                    yield f"{_shown(line.split()[0])} is swapped to"
-        for path in self.paths.sys_block.glob("loop*/loop/backing_file"):
-            with suppress(OSError):
-                file = path.read_bytes().strip()
-                if file.startswith(below):
-                    yield f"{_shown(file)} is behind /dev/{path.parts[-3]}"
-
-    def _search(self, disk: Disk | None, *, namespaces: bool) -> Search:
-        return Search(self.paths.proc, self._devices(disk), self.paths.workspace, namespaces)
-
-    def _force(self, disk: Disk | None, tools: Tools) -> None:
-        """As `_ask`, and ends who is in the way, first with SIGTERM; never a lazy unmount."""
-        if disk is not None and self._ending(self._devices(disk)):
-            tools.run("sync", "-f", "--", self.paths.workspace)
-        gentle, until = Deadline.after(self.grace), Deadline.after(self.patience)
-        asked: set[int] = set()
-        while True:
-            for mount in self._ending(self._devices(disk)):
-                tools.run("umount", "--", mount.point)
-            left = self._ending(self._devices(disk))
-            if not left and (disk is None or disk.wait_released(0.3)):
-                return
-            if until.passed:
-                raise self._busy(disk, "it is still in use by what cannot be ended",
-                                 namespaces=not left)  # fmt: skip
-            search = self._search(disk, namespaces=not left)
-            for holder in list(search.holders()):
-                if gentle.passed:
-                    _signal(search, holder.pid, signal.SIGKILL)
-                elif holder.pid not in asked:
-                    asked.add(holder.pid)
-                    _signal(search, holder.pid, signal.SIGTERM)
-            time.sleep(0.1)
-
-
-def _signal(search: Search, pid: int, number: int) -> None:
-    """Looks again when it has hold of the process: its number may be another's by now."""
-    if pid in (1, os.getppid()):
-        return
-    try:
-        fd = os.pidfd_open(pid)
-    except OSError:
-        return
-    try:
-        if search.holds(pid):
-            with suppress(OSError):
-                signal.pidfd_send_signal(fd, number)
-    finally:
-        os.close(fd)
-
-
-def _shown(path: bytes) -> str:
-    return one_line(path.decode(errors="backslashreplace"))[:200]
 
 
 def main(argv: Sequence[str], work: Work | None = None) -> int:
