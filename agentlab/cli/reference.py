@@ -15,6 +15,7 @@ from agentlab.errors import BY_CODE
 from agentlab.model.job import JOB
 from agentlab.model.machine import StateMachine
 from agentlab.model.sandbox import SANDBOX
+from agentlab.model.workspace import WORKSPACE
 from agentlab.settings import PROFILE, SETTINGS
 
 
@@ -24,8 +25,9 @@ def _made_from(source: str) -> str:
 
 def render_states() -> str:
     """docs/states.md: a drawing and a table for each noun that has states."""
-    lines = [_made_from("agentlab/model/{job,sandbox}.py"), "", "# States"]
-    lines += ["", "## Job", "", *_machine(JOB), "", "## Sandbox", "", *_machine(SANDBOX)]
+    lines = [_made_from("agentlab/model/{job,sandbox,workspace}.py"), "", "# States"]
+    for noun, machine in (("Job", JOB), ("Sandbox", SANDBOX), ("Workspace", WORKSPACE)):
+        lines += ["", f"## {noun}", "", *_machine(machine)]
     return "\n".join(lines) + "\n"
 
 
