@@ -473,6 +473,28 @@ def test_a_work_disk_comes_and_goes_while_the_machine_runs(powered: Bench) -> No
 
 @pytest.mark.vm
 @pytest.mark.slow
+@pytest.mark.parametrize("powered", ["api"], indirect=True)  # a boot
+def test_a_work_disk_comes_and_goes_while_a_machine_of_proxmox_runs(powered: Bench) -> None:
+    driver, volid = powered.volumes, powered.allot()
+    powered.wait(1012, powered.start(1012))
+    mount = f"{_DEVICE}; mount $dev /mnt; cat /mnt/x; umount /mnt"
+    for script in (
+        f"{_DEVICE}; mkfs.ext4 -q $dev; mount $dev /mnt; echo kept >/mnt/x; umount /mnt",
+        mount,
+    ):
+        driver.attach(1012, volid, owner=OWNER)
+        driver.attach(1012, volid, owner=OWNER)
+        assert listed(powered) == [Volume(volid, 64, (1012,))]
+        print(f"seen after {until_seen(powered, 1012, there=True):.2f} s")
+        powered.say(1012, script)
+        driver.detach(1012, volid, owner=OWNER)
+        driver.detach(1012, volid, owner=OWNER)
+        until_seen(powered, 1012, there=False)
+        assert listed(powered) == [Volume(volid, 64)]
+
+
+@pytest.mark.vm
+@pytest.mark.slow
 @pytest.mark.parametrize("powered", ["local", "api"], indirect=True)  # boots: see test_hypervisor
 def test_a_rollback_of_the_machine_leaves_the_volume_byte_for_byte(powered: Bench) -> None:
     driver, volid, spec = powered.volumes, powered.allot(), powered.spec(1012)
