@@ -15,6 +15,7 @@ from agentlab.errors import BY_CODE
 from agentlab.model.job import JOB
 from agentlab.model.machine import StateMachine
 from agentlab.model.sandbox import SANDBOX
+from agentlab.model.workspace import WORKSPACE
 from agentlab.settings import PROFILE, SETTINGS
 
 
@@ -24,8 +25,10 @@ def _made_from(source: str) -> str:
 
 def render_states() -> str:
     """docs/states.md: a drawing and a table for each noun that has states."""
-    lines = [_made_from("agentlab/model/{job,sandbox}.py"), "", "# States"]
+    lines = [_made_from("agentlab/model/{job,sandbox,workspace}.py"), "", "# States"]
     lines += ["", "## Job", "", *_machine(JOB), "", "## Sandbox", "", *_machine(SANDBOX)]
+    lines += ["", "## Workspace", "", *_machine(WORKSPACE)]
+    lines += ["", "A session is what its workspace is: RUNNING while it is ATTACHED, else STOPPED."]
     return "\n".join(lines) + "\n"
 
 
