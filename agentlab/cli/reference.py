@@ -26,9 +26,12 @@ def _made_from(source: str) -> str:
 def render_states() -> str:
     """docs/states.md: a drawing and a table for each noun that has states."""
     lines = [_made_from("agentlab/model/{job,sandbox,workspace}.py"), "", "# States"]
-    lines += ["", "## Job", "", *_machine(JOB), "", "## Sandbox", "", *_machine(SANDBOX)]
-    lines += ["", "## Workspace", "", *_machine(WORKSPACE)]
-    lines += ["", "A session is what its workspace is: RUNNING while it is ATTACHED, else STOPPED."]
+    for noun, machine in (("Job", JOB), ("Sandbox", SANDBOX), ("Workspace", WORKSPACE)):
+        lines += ["", f"## {noun}", "", *_machine(machine)]
+    lines += [
+        "",
+        "A session is what its workspace is: RUNNING while that is ATTACHED, else STOPPED.",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -5,35 +5,23 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agentlab.clock import Timed
-from agentlab.errors import AgentLabError, Invalid
+from agentlab.errors import Invalid
+from agentlab.guest import earlier
 from agentlab.guest.account import Account
-from agentlab.guest.command import Ended, run_as
+from agentlab.guest.command import Ended
 from agentlab.guest.daemon import Daemon
+from agentlab.guest.earlier import Earlier
+from agentlab.guest.git import Git
 from agentlab.guest.job import Job
 from agentlab.guest.paths import Workplace
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_NEVER = frozenset(" :?*[\\^~")  # in the name of a ref, by git-check-ref-format(1)
 _COMMIT_PART = re.compile(r"[0-9a-f]{4,64}")
-_CREDENTIALS = re.compile(rb"(?<=://)[^/@\s]+@")
-
-
-class CheckoutFailed(AgentLabError):
-    """git could not fetch the repository; `said` is what it said, without credentials."""
-
-    code = "checkout_failed"
-
-    def __init__(self, message: str, said: bytes) -> None:
-        super().__init__(message)
-        self.said = said
-
-
-def redact(said: bytes) -> bytes:
-    """The text without the user and password that an address may carry."""
-    return _CREDENTIALS.sub(b"***@", said)
 
 
 def refuse_options(url: str, ref: str | None) -> None:
@@ -41,25 +29,35 @@ def refuse_options(url: str, ref: str | None) -> None:
     for what, word in (("repo", url), ("ref", ref or "")):
         if word.startswith("-"):
             raise Invalid(f"cannot check out: the {what} begins with a dash")
-        if not word.isprintable() or (what == "ref" and " " in word):
+        if not word.isprintable() or (what == "ref" and set(word) & _NEVER):
             raise Invalid(f"cannot check out: the {what} has characters that none can have")
     if re.match(r"\w[\w+.-]*::", url):
         raise Invalid("cannot check out: addresses with a remote helper (NAME::…) are refused")
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """Where the work begins: the repository, and its commit (None: it has none yet)."""
+
+    place: Workplace
+    commit: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Checkout:
-    """One checkout of one job into `place.repo`; `stop` is asked while git runs."""
+    """One checkout of one job; `stop` is asked while git runs, `say` writes a line to the log."""
 
     account: Account
     place: Workplace
     job: Job
     deadline: Timed
     stop: Callable[[], bool]
+    say: Callable[[str], None]
 
-    def run(self, daemon: Daemon) -> str | None:
-        """The commit that the work begins at; None for an empty repository.
+    def run(self, daemon: Daemon) -> Begun:
+        """The repository at `place.repo`; in a workspace with another's, beside it by its name.
 
+        What an earlier job left there stays: see earlier.py.
         Raises CheckoutFailed, Invalid, DeadlineExceeded, Stopped.
         """
         repo = self.job.repo
@@ -67,18 +65,31 @@ class Checkout:
         for path in self.place.made:
             self.account.make_directory(path)
         self._own_workspace()
-        if (self.place.repo / ".git").exists():
-            self._go_on()
-        elif repo.kind == "bundle":
-            bundle = self._download(daemon)
-            try:
-                self._clone(str(bundle), repo.ref, 0)
-            finally:
+        bundle = self._bundle
+        url, name = (repo.url, earlier.repo_name(repo.url)) if not bundle else (str(bundle), "")
+        where, remote = earlier.choose(self._git, self.place.repo, url, name)
+        at = replace(self, place=replace(self.place, repo=where))
+        try:
+            if bundle:
+                self._download(daemon, bundle)
+            if remote:
+                Earlier(self._git, where, remote, url, self.say).go_on(repo.ref)
+            else:
+                at._clone(url, repo.ref, 0 if bundle else repo.depth)
+                earlier.remember(self._git, where)
+        finally:
+            if bundle:
                 bundle.unlink(missing_ok=True)
-        else:
-            self._clone(repo.url, repo.ref, repo.depth)
-        head = self._git("-C", self.place.repo, "rev-parse", "--verify", "-q", "HEAD^{commit}")
-        return head[1].decode().strip() or None if head[0].status == 0 else None
+        return Begun(at.place, self._git.commit(where, "HEAD") or None)
+
+    @property
+    def _git(self) -> Git:
+        return Git(self.account, self.job, self.deadline, self.stop)
+
+    @property
+    def _bundle(self) -> Path | None:
+        """The file that is the remote when the repository comes from the daemon."""
+        return self.place.made[0] / "repo.bundle" if self.job.repo.kind == "bundle" else None
 
     def _own_workspace(self) -> None:
         """A workspace that was just made belongs to root; the agent has to write there."""
@@ -86,19 +97,7 @@ class Checkout:
         if self.account.user is not None and parent.stat().st_uid == 0:
             os.chown(parent, self.account.uid, self.account.gid)
 
-    def _go_on(self) -> None:
-        """A workspace has a checkout already: its work stays; git refuses what would lose some."""
-        repo, at = self.job.repo, ("-C", str(self.place.repo))
-        if repo.kind == "bundle" or repo.ref is None:
-            return
-        url = self._git(*at, "config", "--get", "remote.origin.url")[1].decode().strip()
-        if url != repo.url:
-            raise CheckoutFailed("cannot check out: the workspace has another repo already", b"")
-        self._must(*at, "fetch", "-q", "origin", repo.ref)
-        self._must(*at, "checkout", "-q", "--detach", "FETCH_HEAD^{commit}", "--")
-
-    def _download(self, daemon: Daemon) -> Path:
-        path = self.place.made[0] / "repo.bundle"
+    def _download(self, daemon: Daemon, path: Path) -> None:
         files: list[int] = []
 
         def begin() -> Callable[[bytes], object]:
@@ -122,7 +121,6 @@ class Checkout:
         finally:
             while files:
                 os.close(files.pop())
-        return path
 
     def _clone(self, url: str, ref: str | None, depth: int) -> None:
         """By name when it is a branch or a tag, by commit id else; a server may refuse depth."""
@@ -132,59 +130,27 @@ class Checkout:
             if ended.status == 0:
                 return
             if ref is None or b"not found in upstream" not in ended.said:
-                self._fail(ended)
-        self._must("init", "-q", self.place.repo)
-        self._must("-C", self.place.repo, "remote", "add", "origin", url)
+                self._git.fail(ended)
+        self._git.must("init", "-q", self.place.repo)
+        self._git.must("-C", self.place.repo, "remote", "add", "origin", url)
         shallow = [f"--depth={depth}"] if depth else []
         fetch = ["-C", str(self.place.repo), "fetch", "-q", *shallow, "origin"]
-        ended = self._git(*fetch, ref or "HEAD")[0]
+        ended = self._git.run(*fetch, ref or "HEAD")[0]
         target = "FETCH_HEAD"
         if ended.status != 0:
             if not _COMMIT_PART.fullmatch(ref or ""):
-                self._fail(ended)
+                self._git.fail(ended)
             # Servers need not give a commit by its id: fetch everything and look for it.
             everything = ("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*")
-            self._must("-C", self.place.repo, "fetch", "-q", "origin", *everything)
+            self._git.must("-C", self.place.repo, "fetch", "-q", "origin", *everything)
             target = ref or ""
-        self._must("-C", self.place.repo, "checkout", "-q", "--detach", target + "^{commit}", "--")
+        self._git.must(
+            "-C", self.place.repo, "checkout", "-q", "--detach", target + "^{commit}", "--"
+        )
 
     def _try_clone(self, branch: Sequence[str], url: str, depth: int) -> Ended:
         shallow = ["--depth", str(depth)] if depth else []
-        ended = self._git("clone", "-q", *shallow, *branch, "--", url, self.place.repo)[0]
+        ended = self._git.run("clone", "-q", *shallow, *branch, "--", url, self.place.repo)[0]
         if ended.status != 0 and depth and b"does not support shallow" in ended.said:
-            ended = self._git("clone", "-q", *branch, "--", url, self.place.repo)[0]
+            ended = self._git.run("clone", "-q", *branch, "--", url, self.place.repo)[0]
         return ended
-
-    def _must(self, *words: str | Path) -> None:
-        ended = self._git(*words)[0]
-        if ended.status != 0:
-            self._fail(ended)
-
-    def _fail(self, ended: Ended) -> None:
-        said = redact(ended.said)
-        lines = said.decode(errors="replace").strip().splitlines()
-        raise CheckoutFailed(f"cannot check out the repo: {' / '.join(lines[-3:])}"[:1000], said)
-
-    def _git(self, *words: str | Path) -> tuple[Ended, bytes]:
-        out = bytearray()
-        argv = ("git", "-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0",
-                "-c", "advice.detachedHead=false", *words)  # fmt: skip
-        ended = run_as(
-            self.account, argv, deadline=self.deadline, env=self._environment(),
-            sink=lambda data: out.extend(data[: 64 * 1024 - len(out)]), stop=self.stop,
-        )  # fmt: skip
-        return ended, bytes(out)
-
-    def _environment(self) -> dict[str, str]:
-        """The job's own environment too: it may carry what git needs to log in."""
-        return {
-            "GIT_ASKPASS": "/bin/false",
-            "GIT_SSH_COMMAND": "ssh -o BatchMode=yes -o StrictHostKeyChecking=accept-new",
-            **self.account.environment,
-            **self.job.env,
-            "GIT_TERMINAL_PROMPT": "0",
-            "SSH_ASKPASS_REQUIRE": "never",
-            "GCM_INTERACTIVE": "never",
-            "GIT_ALLOW_PROTOCOL": "https:http:ssh:git:file",
-            "LC_ALL": "C.UTF-8",
-        }

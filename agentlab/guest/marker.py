@@ -22,15 +22,22 @@ class Marker:
     stage: str = "bootstrap"
     commit_before: str | None = None
     started: float | None = None
+    repo: str | None = None  # the directory, once it is checked out
 
     def at(
-        self, stage: str, *, commit_before: str | None = None, started: float | None = None
+        self,
+        stage: str,
+        *,
+        commit_before: str | None = None,
+        started: float | None = None,
+        repo: str | None = None,
     ) -> Marker:
         return replace(
             self,
             stage=stage,
             commit_before=commit_before or self.commit_before,
             started=started or self.started,
+            repo=repo or self.repo,
         )
 
 
@@ -44,6 +51,7 @@ def save(path: Path, marker: Marker) -> None:
         "stage": marker.stage,
         "commit_before": marker.commit_before,
         "started": marker.started,
+        "repo": marker.repo,
     }
     bootstrap.replace(path, json.dumps(document))
 
@@ -60,4 +68,5 @@ def load(path: Path) -> Marker | None:
         document["stage"],
         document["commit_before"],
         document["started"],
+        document.get("repo"),
     )

@@ -22,6 +22,9 @@ class Paths:
     workspace: Path = Path("/work")
     etc: Path = Path("/etc")
     sys_net: Path = Path("/sys/class/net")
+    sys_block: Path = Path("/sys/block")
+    sys_dev: Path = Path("/sys/dev/block")
+    dev: Path = Path("/dev")
     proc: Path = Path("/proc")
     system_run: Path = Path("/run")
 

@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agentlab import clock, log
@@ -15,10 +15,11 @@ from agentlab.errors import AgentLabError, DeadlineExceeded, Unavailable
 from agentlab.guest import bootstrap, identity, marker
 from agentlab.guest.account import Account, kill_all
 from agentlab.guest.agent import Agent
-from agentlab.guest.checkout import Checkout, CheckoutFailed
+from agentlab.guest.checkout import Checkout
 from agentlab.guest.command import Stopped
 from agentlab.guest.control import Control, Heartbeat, Limit
 from agentlab.guest.daemon import Daemon
+from agentlab.guest.git import CheckoutFailed
 from agentlab.guest.handback import HandBack, Handed
 from agentlab.guest.identity import Kernel
 from agentlab.guest.job import Job, parse_job
@@ -131,20 +132,22 @@ class Course:
     def _work(self, job: Job, limit: Limit, joblog: JobLog) -> Verdict:
         """Checks out and runs the agent; on a second start only says that it was one."""
         account = self._guest.account()
-        place = Workplace.of(self._guest.paths, account.home)
         if self._marker.stage != "bootstrap":
             self._control.enter(self._marker.stage)
             kill_all(account)
             said = "the runner was restarted while the job ran; the job was ended"
             return Verdict("failed", self._marker.stage, said)
         self._enter("checkout")
-        checkout = Checkout(account, place, job, limit, self._control.stopping)
-        self._facts.commit_before = checkout.run(self._daemon)
+        begun = Checkout(
+            account, self._place(account), job, limit, self._control.stopping,
+            lambda line: joblog.write(f"agentlab: {line}\n".encode(errors="replace")),
+        ).run(self._daemon)  # fmt: skip
+        place, self._facts.commit_before = begun.place, begun.commit
         if self._control.reason:
             raise Stopped("the job was stopped")
         task = self._write_task(job.task)
         # The marker first: whatever happens from here on, the task is not begun again.
-        self._enter("agent", started=clock.now())
+        self._enter("agent", started=clock.now(), repo=str(place.repo))
         agent = Agent(account, place, job, self._guest.pace, task, lambda: self._control.reason)
         outcome = agent.run(limit, joblog.write)
         self._facts.started = outcome.started
@@ -188,9 +191,8 @@ class Course:
         handed = Handed()
         try:
             account = self._guest.account()
-            place = Workplace.of(self._guest.paths, account.home)
             HandBack(
-                account, self._guest.paths, place, self._daemon, job.limits,
+                account, self._guest.paths, self._place(account), self._daemon, job.limits,
                 self._facts.commit_before, until, handed,
             ).run()  # fmt: skip
         except Exception as fault:
@@ -203,13 +205,18 @@ class Course:
         self._facts.artifacts, self._facts.missing = handed.artifacts, handed.missing
         return verdict
 
-    def _enter(self, stage: str, *, started: float | None = None) -> None:
-        self._mark(stage, started=started)
+    def _place(self, account: Account) -> Workplace:
+        """Where the job's directories are; once it is checked out, they stay where they are."""
+        place = Workplace.of(self._guest.paths, account.home)
+        return replace(place, repo=Path(self._marker.repo)) if self._marker.repo else place
+
+    def _enter(self, stage: str, *, started: float | None = None, repo: str | None = None) -> None:
+        self._mark(stage, started=started, repo=repo)
         self._control.enter(stage)
 
-    def _mark(self, stage: str, *, started: float | None = None) -> None:
+    def _mark(self, stage: str, *, started: float | None = None, repo: str | None = None) -> None:
         self._marker = self._marker.at(
-            stage, commit_before=self._facts.commit_before, started=started
+            stage, commit_before=self._facts.commit_before, started=started, repo=repo
         )
         marker.save(self._guest.paths.marker, self._marker)
 

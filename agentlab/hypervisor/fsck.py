@@ -35,7 +35,7 @@ _FACTS = re.compile(
     r"facts type=(?P<type>[\w-]*) empty=(?P<empty>[01]) journal=(?P<journal>[01])"
     r" errors=(?P<errors>[01]) statuses=(?P<statuses>[0-9,]*)"
 )
-_DEVICE = Path("/tmp/volume")  # noqa: S108  # the script's name for a device, on its own tmpfs
+_SEEN = "/tmp/volume"  # noqa: S108  # what the script calls it, on a tmpfs of its own
 _EXT = ("ext2", "ext3", "ext4")
 _ALONE = ("--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
           "--net", "--ipc", "--uts")  # fmt: skip
@@ -123,7 +123,7 @@ def check_image(
         words = (json.dumps(node), json.dumps(export))
         done = _run("image", path, repair, *words)
         if done.status == 0 or b" lock" not in done.stderr or b"Failed to get" not in done.stderr:
-            return _tell(done, path, volume, repair)
+            return _tell(done, volume, repair)
         if deadline.passed:
             raise Busy(f"cannot check volume {volume}: another process has it open")
         time.sleep(0.2)
@@ -137,7 +137,7 @@ def check_device(path: Path, volume: str, *, repair: bool) -> VolumeCheck:
             raise unsupported_path(volume, f"{path} is no block device")
     except FileNotFoundError:
         raise unsupported_path(volume, f"there is no {path}") from None
-    return _tell(_run("device", path, repair), _DEVICE, volume, repair)
+    return _tell(_run("device", path, repair), volume, repair)
 
 
 def _need_programs(volume: str, *more: str) -> None:
@@ -149,14 +149,21 @@ def _need_programs(volume: str, *more: str) -> None:
 
 
 def _run(kind: str, path: Path, repair: bool, *words: str) -> run.Completed:
-    values = (kind, path, str(int(repair)), f"{_TIMEOUT:.0f}", str(_MEMORY), *words)
+    values: tuple[str | Path, ...] = (
+        kind,
+        path,
+        str(int(repair)),
+        f"{_TIMEOUT:.0f}",
+        str(_MEMORY),
+        *words,
+    )
     # unshare dies with us, and with it the first process of the namespaces, and so all of them
     alone = ("setpriv", "--pdeathsig", "KILL", "unshare", *_ALONE)
-    argv = [*alone, "/bin/sh", "-c", SCRIPT, "fsck", *values]
+    argv: list[str | Path] = [*alone, "/bin/sh", "-c", SCRIPT, "fsck", *values]
     return run.run(argv, timeout=_TIMEOUT + _SLACK, check=False)
 
 
-def _tell(done: run.Completed, seen: Path, volume: str, repair: bool) -> VolumeCheck:
+def _tell(done: run.Completed, volume: str, repair: bool) -> VolumeCheck:
     found = parse_facts(done.text) if done.status == 0 else None
     if found is None:
         said = printable(done.stderr.decode(errors="replace"))[-2000:].strip()
@@ -173,7 +180,7 @@ def _tell(done: run.Completed, seen: Path, volume: str, repair: bool) -> VolumeC
             hint=REMEDY,
         )
     state, note = judge(facts, repair=repair)
-    words = printable(text).replace(str(seen), volume).strip().encode()
+    words = printable(text).replace(_SEEN, volume).strip().encode()
     rest = max(0, TEXT - len(note.encode()) - 1)
     end = words[max(0, len(words) - rest) :].decode(errors="ignore")
     return VolumeCheck(state, "\n".join(part for part in (note, end) if part))

@@ -12,7 +12,7 @@ from __future__ import annotations
 SCRIPT = r"""
 set -u
 kind=$1 disk=$2 repair=$3 seconds=$4 memory=$5 blockdev=${6-} export=${7-}
-limit=16384 nobody=65534 status= statuses=
+limit=16384 nobody=65534 place=/tmp/volume status= statuses=
 
 die() {
     echo "fsck: $*" >&2
@@ -40,6 +40,14 @@ open_image() {
         sleep 0.02
     done
     chown $nobody:$nobody "$disk" || die "cannot give $disk to nobody"
+    # Nobody may enter no directory on the way to it, so that it gets a name where it may.
+    exec 6<"$disk"
+    place && : >$place && mount -c --bind /proc/self/fd/6 $place || die "cannot mount $disk"
+    exec 6<&-
+}
+
+place() {
+    mount -t tmpfs -o size=64k,mode=755 none /tmp
 }
 
 close_image() {
@@ -49,10 +57,9 @@ close_image() {
 # A device of the same number that nobody may open, and no other.
 open_device() {
     numbers=$(stat -L -c '0x%t 0x%T' "$disk") || die "cannot read $disk"
-    mount -t tmpfs -o size=64k,mode=755 none /tmp || die "cannot mount a tmpfs"
-    disk=/tmp/volume
     # shellcheck disable=SC2086 # two numbers
-    mknod -m 600 $disk b $numbers && chown $nobody:$nobody $disk || die "cannot make a device"
+    place && mknod -m 600 $place b $numbers && chown $nobody:$nobody $place ||
+        die "cannot make a device"
 }
 
 # Where ext2/3/4 puts the first of its copies of the superblock, as `BLOCKSIZE BLOCK`.
@@ -106,7 +113,10 @@ mend() {
 
 exec 4>&1
 open_"$kind"
-type=$(confined blkid -p -u filesystem,crypto,raid -o value -s TYPE "$disk" 2>/dev/null |
+disk=$place
+confined test -r $disk || die "nobody cannot read it"
+[ "$repair" = 0 ] || confined test -w $disk || die "nobody cannot write it"
+type=$(confined blkid -p -o value -s TYPE "$disk" 2>/dev/null |
     head -c 100 | tr -cd 'A-Za-z0-9_-')
 empty=0 journal=0 errors=0
 case $type in

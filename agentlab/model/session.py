@@ -10,7 +10,7 @@ from agentlab.errors import Invalid
 
 # git-check-ref-format(1), as far as it matters here; git itself has the last word
 _BRANCH = re.compile(r"(?!-)[^\s\x00-\x20\x7f~^:?*\[\\]{1,200}", re.ASCII)
-_MOST_NAME = 63
+_MOST_NAME, _MOST_BASE = 63, 40
 
 
 class SessionState(StrEnum):
@@ -70,9 +70,10 @@ def parse_branch(text: str) -> str:
 def branch_session_name(base: str, branch: str, taken: frozenset[str] | set[str]) -> str:
     """A name for the session of a branch: BASE-BRANCH, as a host name, and one that is free."""
     slug = re.sub(r"[^a-z0-9]+", "-", branch.lower()).strip("-") or "branch"
+    base = base[:_MOST_BASE].rstrip("-")
     for number in range(1, 1000):
-        tail = f"-{slug}" if number == 1 else f"-{slug[: _MOST_NAME - 8]}-{number}"
-        name = f"{base[: max(8, _MOST_NAME - len(tail))]}{tail}"[:_MOST_NAME].strip("-")
+        end = "" if number == 1 else f"-{number}"
+        name = f"{base}-{slug[: _MOST_NAME - len(base) - 1 - len(end)].rstrip('-')}{end}"
         if name not in taken:
             return name
     raise Invalid(f"there are too many sessions of branch {branch}")

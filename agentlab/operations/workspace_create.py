@@ -5,6 +5,7 @@ The record is written with the request, so that its name and number are taken fr
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 
@@ -111,11 +112,11 @@ def _new_volume(world: World, call: Call, make: Callable[[Workspace], str]) -> R
 
 def free_number(world: World, tx: Tx) -> int:
     """A number for a volume, of their own range and not the one just freed; Conflict, none is left."""
-    numbers = world.config.volume_numbers
+    numbers: range = world.config.volume_numbers
     taken = {one.number for one in workspaces.live(tx)}
     last = workspaces.last_number(tx)
     start = last + 1 if last + 1 in numbers else numbers.start
-    for number in (*range(start, numbers.stop), *range(numbers.start, start)):
+    for number in itertools.chain(range(start, numbers.stop), range(numbers.start, start)):
         if number not in taken:
             return number
     raise Conflict(

@@ -54,8 +54,8 @@ class WorkspaceOfNew:
                 "nonce": workspaces.hold(tx, workspace.id, sandbox, operation=call.operation.id)
             }
         wait = float(str(call.operation.input.get("workspace_wait") or 0))
-        # one that is being made for this very request is waited for in any case
-        if workspace.state is not WorkspaceState.CREATING and clock.now() - call.started >= wait:
+        # an operation ends by itself, a sandbox need not
+        if workspace.state is WorkspaceState.ATTACHED and clock.now() - call.started >= wait:
             waited = f", and {render_duration(int(wait))} are over" if wait else ""
             raise Conflict(
                 f"cannot use workspace {workspace.name}: {in_the_way}{waited}",

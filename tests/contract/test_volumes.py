@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from agentlab.errors import Busy, Conflict, Invalid, NotFound, NotOurs, Unavailable
-from agentlab.hypervisor.base import Volume
+from agentlab.hypervisor.base import FileSystem, Volume
 from tests.contract.bench import OWNER, STRANGER, Bench, LocalBench
 
 
@@ -153,6 +154,7 @@ def test_a_strangers_volume_is_left_alone(storing: Bench) -> None:
         lambda: driver.delete_volume_snapshot(theirs, "first", owner=OWNER),
         lambda: driver.clone_volume(theirs, 990001, owner=OWNER),
         lambda: driver.volume_snapshots(theirs, owner=OWNER),
+        lambda: driver.check_volume(theirs, repair=True, owner=OWNER),
         lambda: driver.move(theirs, "local", owner=OWNER),
         lambda: driver.free("local:9000/base-9000-disk-0.qcow2", owner=OWNER),
         lambda: driver.free("../../etc", owner=OWNER),
@@ -185,6 +187,8 @@ def test_what_is_not_there(storing: Bench) -> None:
         lambda: driver.snapshot_volume(volid, "first", owner=OWNER),
         lambda: driver.volume_snapshots(volid, owner=OWNER),
         lambda: driver.clone_volume(volid, 990001, owner=OWNER),
+        lambda: driver.check_volume(volid, repair=False, owner=OWNER),
+        lambda: driver.check_storage("tank"),
         lambda: driver.allot(990000, 64, storage="tank", owner=OWNER),
     ):
         with pytest.raises(NotFound):
@@ -246,7 +250,11 @@ def test_a_copy_of_a_volume_stands_alone(storing: Bench) -> None:
     fill(storing, volid, 1)
     driver.snapshot_volume(volid, "first", owner=OWNER)
     fill(storing, volid, 2)
-    now = driver.clone_volume(volid, 990001, owner=OWNER)
+    assert not driver.clones_thin(volid)
+    told: list[float] = []
+    now = driver.clone_volume(volid, 990001, owner=OWNER, progress=told.append)
+    assert told[-1] == 1.0
+    assert told == sorted(told)
     then = driver.clone_volume(volid, 990002, snapshot="first", owner=OWNER)
     assert driver.clone_volume(volid, 990002, snapshot="first", owner=OWNER) == then
     driver.free(volid, owner=OWNER)
@@ -267,19 +275,141 @@ def test_an_attached_volume_is_not_changed_and_its_snapshots_are_shown(storing: 
         lambda: driver.rollback_volume(volid, "first", owner=OWNER),
         lambda: driver.delete_volume_snapshot(volid, "first", owner=OWNER),
         lambda: driver.clone_volume(volid, 990001, owner=OWNER),
+        lambda: driver.check_volume(volid, repair=False, owner=OWNER),
     ):
-        with pytest.raises(Conflict, match="1012"):
+        with pytest.raises(Conflict, match="1012") as told:
             attempt()
+        assert told.value.hint
     assert driver.volume_snapshots(volid, owner=OWNER) == ["first"]
     assert listed(storing) == [Volume(volid, 64, (1012,))]
 
 
 def test_a_volume_stays_on_its_storage_when_that_is_asked(storing: Bench) -> None:
     volid = storing.allot()
+    assert storing.volumes.storage_of(volid) == "local"
+    storing.volumes.check_storage("local", tools=True)
     assert storing.volumes.move(volid, "local", owner=OWNER) == volid
     with pytest.raises(NotFound):
         storing.volumes.move(volid, "tank", owner=OWNER)
     assert listed(storing) == [Volume(volid, 64)]
+
+
+# The file system on a volume: made and damaged here for real, and checked for real
+
+
+def file_system(directory: Path, *spoil: str, block: int = 1024) -> Path:
+    """A raw disk of 64 MiB with an ext4 that holds a file `kept`, and then spoiled by debugfs.
+
+    With blocks of 1 KiB it has copies of its superblock, the first at block 8193.
+    """
+    raw, tree = directory / "raw", directory / "tree"
+    tree.mkdir(exist_ok=True)
+    (tree / "kept").write_text("kept\n")
+    raw.write_bytes(b"")
+    make = ["mke2fs", "-q", "-t", "ext4", "-b", str(block), "-d", str(tree), str(raw), "64M"]
+    subprocess.run(make, check=True)
+    for request in spoil:
+        argv = ["debugfs", "-w", "-R", request, str(raw)]
+        subprocess.run(argv, check=True, capture_output=True)
+    return raw
+
+
+def wipe(raw: Path, *places: tuple[int, int]) -> Path:
+    """Zeros in a raw disk, each from a byte, for some bytes."""
+    with raw.open("r+b") as file:
+        for place, size in places:
+            file.seek(place)
+            file.write(bytes(size))
+    return raw
+
+
+def put(bench: Bench, volid: str, raw: Path) -> None:
+    argv = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(bench.image(volid))]
+    subprocess.run(argv, check=True)
+
+
+def kept(bench: Bench, volid: str, directory: Path) -> str:
+    """What the file system on a volume has in its file, as debugfs reads it."""
+    out = directory / "out"
+    argv = ["qemu-img", "convert", "-O", "raw", str(bench.image(volid)), str(out)]
+    subprocess.run(argv, check=True)
+    argv = ["debugfs", "-R", "cat /kept", str(out)]
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_check_tells_a_blank_volume_and_a_clean_one(storing: Bench, tmp_path: Path) -> None:
+    driver, volid = storing.volumes, storing.allot()
+    for repair in (False, True):
+        found = driver.check_volume(volid, repair=repair, owner=OWNER)
+        assert found.state is FileSystem.BLANK, found
+    put(storing, volid, file_system(tmp_path))
+    before = storing.image(volid).read_bytes()
+    found = driver.check_volume(volid, repair=False, owner=OWNER)
+    assert (found.state, storing.image(volid).read_bytes()) == (FileSystem.CLEAN, before)
+    assert "Pass 5" in found.text
+    assert str(storing.image(volid)) not in found.text
+    assert driver.check_volume(volid, repair=True, owner=OWNER).state is FileSystem.CLEAN
+    assert kept(storing, volid, tmp_path) == "kept\n"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        ("feature needs_recovery", "journal was not replayed yet"),
+        ("set_inode_field /kept links_count 7", "reference count"),
+        ("ssv state 3", "kernel has noted an error"),
+    ],
+)
+def test_what_needs_repair_is_left_alone_until_that_is_asked(
+    storing: Bench, tmp_path: Path, spoil: str, said: str
+) -> None:
+    driver, volid = storing.volumes, storing.allot()
+    put(storing, volid, file_system(tmp_path, spoil))
+    before = storing.image(volid).read_bytes()
+    for _ in range(2):
+        found = driver.check_volume(volid, repair=False, owner=OWNER)
+        assert found.state is FileSystem.NEEDS_REPAIR, found
+        assert said in found.text
+    assert storing.image(volid).read_bytes() == before
+    assert driver.check_volume(volid, repair=True, owner=OWNER).state is FileSystem.REPAIRED
+    for repair in (False, True):
+        found = driver.check_volume(volid, repair=repair, owner=OWNER)
+        assert found.state is FileSystem.CLEAN, found
+    assert kept(storing, volid, tmp_path) == "kept\n"
+    driver.snapshot_volume(volid, "first", owner=OWNER)  # nobody has it open
+
+
+@pytest.mark.parametrize("copies", [0, 1], ids=["the superblock", "its first copy too"])
+def test_a_volume_whose_superblock_is_gone_is_not_blank(
+    storing: Bench, tmp_path: Path, copies: int
+) -> None:
+    driver, volid = storing.volumes, storing.allot()
+    gone = [(0, 2048), (8193 * 1024, 1024)][: 1 + copies]
+    put(storing, volid, wipe(file_system(tmp_path), *gone))
+    found = driver.check_volume(volid, repair=False, owner=OWNER)
+    assert found.state is FileSystem.NEEDS_REPAIR, found
+    assert "superblock is gone" in found.text
+    assert driver.check_volume(volid, repair=True, owner=OWNER).state is FileSystem.REPAIRED
+    assert driver.check_volume(volid, repair=False, owner=OWNER).state is FileSystem.CLEAN
+    assert kept(storing, volid, tmp_path) == "kept\n"
+
+
+def test_what_cannot_be_repaired(storing: Bench, tmp_path: Path) -> None:
+    driver, volid = storing.volumes, storing.allot()
+    put(storing, volid, wipe(file_system(tmp_path, block=4096), (0, 4096)))  # it has no copy
+    assert driver.check_volume(volid, repair=False, owner=OWNER).state is FileSystem.NEEDS_REPAIR
+    assert driver.check_volume(volid, repair=True, owner=OWNER).state is FileSystem.UNREPAIRABLE
+    put(storing, volid, wipe(file_system(tmp_path), (0, 9 << 20)))  # only a far copy is left
+    assert driver.check_volume(volid, repair=False, owner=OWNER).state is FileSystem.NEEDS_REPAIR
+    raw = tmp_path / "other"
+    raw.write_bytes(bytes(64 << 20))
+    subprocess.run(["mkswap", "-q", str(raw)], check=True, capture_output=True)
+    put(storing, volid, raw)
+    before = storing.image(volid).read_bytes()
+    found = driver.check_volume(volid, repair=True, owner=OWNER)
+    assert found.state is FileSystem.UNREPAIRABLE
+    assert "it holds swap, not ext4" in found.text
+    assert storing.image(volid).read_bytes() == before
 
 
 def test_volumes_that_cannot_be_read_are_not_gone(storing: Bench) -> None:
@@ -339,6 +469,28 @@ def test_a_work_disk_comes_and_goes_while_the_machine_runs(powered: Bench) -> No
     powered.hypervisor.destroy(1013, owner=OWNER)
     driver.attach(1012, volid, owner=OWNER)
     until_seen(powered, 1012, there=True)
+
+
+@pytest.mark.vm
+@pytest.mark.slow
+@pytest.mark.parametrize("powered", ["api"], indirect=True)  # a boot
+def test_a_work_disk_comes_and_goes_while_a_machine_of_proxmox_runs(powered: Bench) -> None:
+    driver, volid = powered.volumes, powered.allot()
+    powered.wait(1012, powered.start(1012))
+    mount = f"{_DEVICE}; mount $dev /mnt; cat /mnt/x; umount /mnt"
+    for script in (
+        f"{_DEVICE}; mkfs.ext4 -q $dev; mount $dev /mnt; echo kept >/mnt/x; umount /mnt",
+        mount,
+    ):
+        driver.attach(1012, volid, owner=OWNER)
+        driver.attach(1012, volid, owner=OWNER)
+        assert listed(powered) == [Volume(volid, 64, (1012,))]
+        print(f"seen after {until_seen(powered, 1012, there=True):.2f} s")
+        powered.say(1012, script)
+        driver.detach(1012, volid, owner=OWNER)
+        driver.detach(1012, volid, owner=OWNER)
+        until_seen(powered, 1012, there=False)
+        assert listed(powered) == [Volume(volid, 64)]
 
 
 @pytest.mark.vm

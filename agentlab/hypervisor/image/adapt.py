@@ -25,7 +25,9 @@ _FORMAT = "1"
 _TIMEOUT = 45 * 60.0
 _SCRIPT = "adapt.sh"
 _UNIT = "etc/systemd/system/agentlab-runner.service"
-_RESOLVER = (
+_AS_THEY_ARE = (
+    "etc/systemd/system/agentlab-work.service",
+    "etc/systemd/system.conf.d/agentlab.conf",
     "etc/systemd/system/cloud-init.service.d/agentlab.conf",
     "usr/local/lib/agentlab/resolv-conf",
 )
@@ -183,6 +185,6 @@ def _files(runner: bytes) -> Mapping[str, bytes]:
     return {
         RUNNER: runner,
         _UNIT: unit,
-        **{name: tree[name] for name in _RESOLVER},
+        **{name: tree[name] for name in _AS_THEY_ARE},
         "etc/cloud/cloud.cfg.d/99-agentlab.cfg": _CLOUD,
     }

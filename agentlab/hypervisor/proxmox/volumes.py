@@ -240,7 +240,7 @@ class ProxmoxVolumes(Part):
         """Proxmox takes its snapshots along, and does not know what half a rollback has left."""
         name, _, volume = volid.partition(":")
         if self._tools.available_on(self._node):
-            with contextlib.suppress(NotFound, Unsupported):
+            with contextlib.suppress(NotFound, Invalid, Unsupported):
                 self._tools.settle(self._storage(name), volume)
 
     def _need_ours(self, volid: str, owner: str, verb: str) -> int:

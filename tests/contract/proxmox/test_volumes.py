@@ -14,6 +14,7 @@ from agentlab.errors import Conflict, Invalid, NotFound, NotOurs, Unsupported
 from agentlab.hypervisor.proxmox.driver import ProxmoxHypervisor
 from agentlab.hypervisor.proxmox.node import NodeTools
 from agentlab.hypervisor.proxmox.pvesh import PveshTransport
+from agentlab.hypervisor.proxmox.storage_plan import Storage
 from agentlab.hypervisor.proxmox.transport import Transport
 from tests.contract.bench import OWNER, STRANGER, settings
 from tests.contract.conftest import connect_api
@@ -159,6 +160,61 @@ def test_a_storage_that_cannot_is_refused_before_a_volume_is_made_there(shelf: S
     assert shelf.known() == [volid]
 
 
+def test_whether_a_storage_takes_volumes_is_known_before_one_is_made(shelf: Shelf) -> None:
+    driver = shelf.driver
+    with shelf.served.paused() as node:
+        node.add_dir_storage("ceph", type="rbd", path="", content="images")
+        node.add_dir_storage("thin", type="lvmthin", path="", content="images", vgname="pve")
+        node.add_dir_storage("papers", content="iso")
+    driver.check_storage()
+    driver.check_storage("fast", tools=True)
+    driver.check_storage("thin", tools=True)
+    driver.check_storage("ceph")
+    with pytest.raises(Unsupported, match="ceph is of type rbd"):
+        driver.check_storage("ceph", tools=True)
+    with pytest.raises(Unsupported, match="papers: it takes no disk images"):
+        driver.check_storage("papers")
+    with pytest.raises(NotFound, match="no storage tape"):
+        driver.check_storage("tape")
+    assert driver.clones_thin("thin:vm-990000-agentlab-x")
+    assert not driver.clones_thin("fast:990000/vm-990000-agentlab-x.qcow2")
+    with pytest.raises(NotFound, match="no storage tape"):
+        driver.clones_thin("tape:vm-990000-agentlab-x")
+    assert shelf.known() == []
+
+
+def test_a_volume_takes_its_snapshots_along(shelf: Shelf) -> None:
+    driver = shelf.driver
+    volid = driver.allot(990000, 8, owner=OWNER)
+    shelf.write(volid, 0x11)
+    driver.snapshot_volume(volid, "first", owner=OWNER)
+    copy = driver.clone_volume(volid, 990001, snapshot="first", owner=OWNER)
+    driver.free(volid, owner=OWNER)
+    driver.free(volid, owner=OWNER)
+    assert not shelf.file(volid).exists()
+    assert shelf.known() == []
+    assert shelf.holds(copy, 0x11)
+
+
+def test_what_half_a_rollback_has_left_is_ended_before_a_volume_is_freed(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On LVM the volume may lie under another name, under which Proxmox would not find it."""
+    order: list[str] = []
+    volid = shelf.driver.allot(990000, 8, owner=OWNER)
+    settle = NodeTools.settle
+
+    def seen(tools: NodeTools, storage: Storage, volume: str) -> None:
+        assert shelf.file(volid).exists(), "not freed yet"
+        order.append(f"{storage.id}:{volume}")
+        settle(tools, storage, volume)
+
+    monkeypatch.setattr(NodeTools, "settle", seen)
+    shelf.driver.free(volid, owner=OWNER)
+    assert order == [volid]
+    assert shelf.known() == []
+
+
 def test_a_storage_that_is_not_there(shelf: Shelf) -> None:
     with pytest.raises(NotFound, match="no storage tape"):
         shelf.driver.allot(990000, 8, storage="tape", owner=OWNER)
@@ -207,8 +263,14 @@ def test_with_a_token_alone_it_is_refused_before_anything_is_done(afar: Shelf) -
         lambda: driver.clone_volume(volid, 990001, owner=OWNER),
         lambda: driver.grow(volid, 16, owner=OWNER),
         lambda: driver.move(volid, "fast", owner=OWNER),
+        lambda: driver.check_volume(volid, repair=True, owner=OWNER),
+        lambda: driver.check_storage(tools=True),
     ):
         with pytest.raises(Unsupported, match="does not run as root"):
             attempt()
+    with pytest.raises(Unsupported, match="unsupported volume path") as told:
+        driver.check_volume(volid, repair=False, owner=OWNER)
+    assert "maintenance sandbox" in told.value.hint
+    driver.check_storage()
     assert afar.known() == [volid]
     assert "snapshots" not in image("info", "--output=json", str(afar.file(volid)))

@@ -113,10 +113,16 @@ class LabNode(FileNode):
         machine.stop(f"tap{vm.vmid}i0")
         shutil.rmtree(machine.directory, ignore_errors=True)
 
-    def on_attach(self, vm: FakeVm, key: str, volid: str) -> None:
-        raise TaskError("the lab node does not plug disks into machines that run")
+    def on_attach(self, vm: FakeVm, key: str, volid: str, serial: str) -> None:
+        slot = int(key.removeprefix("scsi"))
+        try:
+            self.machine(vm).plug(Disk(slot, self.path(volid), serial=serial))
+        except AgentLabError as failed:
+            raise TaskError(f"hotplug problem - {failed}") from failed
 
-    on_detach = on_attach
+    def on_detach(self, vm: FakeVm, key: str, volid: str) -> None:
+        if not self.machine(vm).unplug(int(key.removeprefix("scsi"))):
+            raise TaskError(f"hotplug problem - error on hot-unplugging device '{key}'")
 
     async def start(self, certfile: str, keyfile: str) -> None:
         await super().start(certfile, keyfile)

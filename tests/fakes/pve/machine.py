@@ -9,21 +9,25 @@ work on it.  Unlike on a node, QEMU ends when the guest powers off.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from pathlib import Path
 
+from agentlab.clock import Deadline
 from agentlab.hypervisor.local import process
 from agentlab.hypervisor.local.agent import Agent
 from agentlab.hypervisor.local.memory import wait_qmp
 from agentlab.hypervisor.local.qemu import PROGRAM, TCG_CPU, escape
-from agentlab.hypervisor.local.qmp import open_qmp
+from agentlab.hypervisor.local.qmp import QmpRefused, open_qmp
 
 STDERR = "stderr"
 _HOSTS_OWN = ["192.0.2.53"]  # the resolver that the node itself has: for who names none
+_UNPLUG = 5.0  # seconds, as a node waits
 _FIRST_DISK_BUS = "pci.3"  # where a node puts the controllers of virtio-scsi-single
 
 
@@ -207,6 +211,37 @@ class Machine:
     def resume(self) -> None:
         with open_qmp(self.directory) as qemu:
             qemu.execute("cont")
+
+    def plug(self, disk: Disk) -> None:
+        """Puts a disk into a machine with power, with a controller of its own."""
+        bus, node = f"virtioscsi{disk.slot}", f"hot-scsi{disk.slot}"
+        file = {"driver": "file", "filename": str(disk.file), "discard": "unmap"}
+        where = {"bus": _FIRST_DISK_BUS, "addr": f"{disk.slot + 1:#x}"}
+        with open_qmp(self.directory) as qemu:
+            qemu.execute(
+                "blockdev-add", driver=disk.format, node_name=node, discard="unmap", file=file
+            )
+            qemu.execute("device_add", driver="virtio-scsi-pci", id=bus, **where)
+            qemu.execute(
+                "device_add", driver="scsi-hd", id=f"scsi{disk.slot}", bus=f"{bus}.0", drive=node,
+                channel=0, scsi_id=0, lun=disk.slot, serial=disk.serial,
+            )  # fmt: skip
+
+    def unplug(self, slot: int) -> bool:
+        """Takes a disk and its controller out; False when the guest keeps them, as if paused."""
+        deadline = Deadline.after(_UNPLUG)
+        with open_qmp(self.directory) as qemu:
+            for device in (f"scsi{slot}", f"virtioscsi{slot}"):
+                with contextlib.suppress(QmpRefused):  # asked for already
+                    qemu.execute("device_del", id=device)
+                # in quotes, since one name ends with the other
+                while f"'{device}'" in str(qemu.execute("qom-list", path="/machine/peripheral")):
+                    if deadline.passed:
+                        return False
+                    time.sleep(0.05)
+            with contextlib.suppress(QmpRefused):  # one that came with the power goes by itself
+                qemu.execute("blockdev-del", node_name=f"hot-scsi{slot}")
+        return True
 
     def console(self) -> str:
         with open_qmp(self.directory) as qemu:

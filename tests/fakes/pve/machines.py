@@ -121,7 +121,7 @@ class Machines:
 
     def on_resize(self, vm: FakeVm, disk: str, size: int) -> None: ...
 
-    def on_attach(self, vm: FakeVm, key: str, volid: str) -> None:
+    def on_attach(self, vm: FakeVm, key: str, volid: str, serial: str) -> None:
         """A volume is put into a machine that runs."""
 
     def on_detach(self, vm: FakeVm, key: str, volid: str) -> None:
@@ -497,7 +497,8 @@ class Machines:
                 await self._take_out(vm, key, old)
                 old = ""
             if not old and vm.status == "running":
-                await self.blocking(self.on_attach, vm, key, volume)
+                serial = split_drive(value)[1].get("serial", "")
+                await self.blocking(self.on_attach, vm, key, volume, serial)
             for unused in [k for k in vm.config if re.fullmatch(r"unused\d+", k)]:
                 if split_drive(str(vm.config[unused]))[0] == volume:
                     del vm.config[unused]

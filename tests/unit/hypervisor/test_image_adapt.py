@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from agentlab.errors import Invalid, NotFound, Unsupported
+from agentlab.hypervisor.image import recipe
 from agentlab.hypervisor.image.adapt import (
     Partition,
+    _files,
     adapted_key,
     check_image,
     parse_partitions,
@@ -51,6 +53,15 @@ def test_an_image_that_names_other_files_is_refused() -> None:
         check_image('{"format": "vmdk"}', source)
     with pytest.raises(Invalid, match="not a disk image"):
         check_image("", source)
+
+
+def test_an_adapted_image_mounts_its_workspace_at_boot_too() -> None:
+    files = _files(b"runner")
+    unit = files["etc/systemd/system/agentlab-work.service"].decode()
+    assert "ExecStart=/usr/local/bin/agentlab guest work mount --boot --wait 0\n" in unit
+    assert b"DefaultTimeoutStopSec=10s" in files["etc/systemd/system.conf.d/agentlab.conf"]
+    for script in ("adapt.sh", "customise.sh"):
+        assert b"agentlab-runner.service agentlab-work.service; do" in recipe.read(script)
 
 
 def test_the_key_names_image_and_runner(tmp_path: Path) -> None:

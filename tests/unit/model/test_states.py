@@ -13,10 +13,13 @@ from agentlab.model.ids import new_id
 from agentlab.model.job import JOB
 from agentlab.model.machine import StateMachine
 from agentlab.model.sandbox import SANDBOX, SandboxEvent, SandboxState
+from agentlab.model.workspace import WORKSPACE
 from agentlab.units import parse_duration, parse_size, render_duration
 
+MACHINES = [JOB, SANDBOX, WORKSPACE]
 
-@pytest.mark.parametrize("machine", [JOB, SANDBOX], ids=["job", "sandbox"])
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda each: each.noun)
 def test_every_pair_of_state_and_event_is_an_edge_or_refused(
     machine: StateMachine[StrEnum, StrEnum],
 ) -> None:
@@ -32,7 +35,7 @@ def test_every_pair_of_state_and_event_is_an_edge_or_refused(
                 assert refused.value.details["allowed"] == machine.allowed(state)
 
 
-@pytest.mark.parametrize("machine", [JOB, SANDBOX], ids=["job", "sandbox"])
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda each: each.noun)
 def test_every_state_is_explained_and_reachable(machine: StateMachine[StrEnum, StrEnum]) -> None:
     reached, todo = {machine.initial}, [machine.initial]
     while todo:

@@ -59,6 +59,7 @@ has cloud-init || packages="$packages cloud-init"
 has git || packages="$packages git"
 has python3 || packages="$packages python3"
 has bwrap || packages="$packages bubblewrap"
+{ has mkfs.ext4 && has e2fsck && has resize2fs; } || packages="$packages e2fsprogs"
 [ -e "$root/etc/ssl/certs/ca-certificates.crt" ] || [ -e "$root/etc/pki/tls/certs/ca-bundle.crt" ] ||
     packages="$packages ca-certificates"
 if [ -n "$packages" ]; then
@@ -86,8 +87,9 @@ inside passwd --lock agent >/dev/null
 
 cp -R "$files/." "$root/"
 mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
-ln -sf ../agentlab-runner.service \
-    "$root/etc/systemd/system/multi-user.target.wants/agentlab-runner.service"
+for unit in agentlab-runner.service agentlab-work.service; do
+    ln -sf "../$unit" "$root/etc/systemd/system/multi-user.target.wants/$unit"
+done
 
 # A clone makes these itself.
 inside cloud-init clean --logs >/dev/null 2>&1 || rm -rf "$root"/var/lib/cloud/*

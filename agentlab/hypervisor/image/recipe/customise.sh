@@ -52,8 +52,9 @@ rm "$root"/usr/lib/systemd/system/multi-user.target.wants/systemd-logind.service
 # sshd is started by a connection, so that it costs nothing before and needs no keys at boot.
 chroot "$root" systemctl disable ssh.service
 chroot "$root" systemctl enable systemd-networkd.service ssh.socket qemu-guest-agent.service
-ln -sf ../agentlab-runner.service \
-    "$root"/etc/systemd/system/multi-user.target.wants/agentlab-runner.service
+for unit in agentlab-runner.service agentlab-work.service; do
+    ln -sf "../$unit" "$root/etc/systemd/system/multi-user.target.wants/$unit"
+done
 
 # A clone makes these itself.
 rm -f "$root"/etc/ssh/ssh_host_* "$root"/var/lib/dbus/machine-id "$root"/var/lib/systemd/random-seed

@@ -20,6 +20,8 @@ import pytest
 
 from agentlab import run
 from agentlab.errors import Conflict, DeadlineExceeded, Invalid, NotFound, Unavailable, Unsupported
+from agentlab.hypervisor import fsck
+from agentlab.hypervisor.base import FileSystem, VolumeCheck
 from agentlab.hypervisor.proxmox import node, tool
 from agentlab.hypervisor.proxmox.lvm import (
     parse_lv_list,
@@ -33,6 +35,7 @@ from agentlab.hypervisor.proxmox.node import NodeTools
 from agentlab.hypervisor.proxmox.storage_plan import (
     Plan,
     Storage,
+    Verb,
     parse_storage,
     plan_volume_tool,
 )
@@ -51,7 +54,9 @@ THIN = Storage("fast", "lvmthin", vgname="pve", thinpool="data")
 ZFS = Storage("tank", "zfspool", pool="rpool/data")
 DISK = "vm-990001-agentlab-a.b"
 FILE = f"990001/{DISK}.qcow2"
-VERBS = ("snapshot", "rollback", "delete_snapshot", "snapshots", "clone", "grow", "copy")
+VERBS: tuple[Verb, ...] = (
+    "snapshot", "rollback", "delete_snapshot", "snapshots", "clone", "grow", "copy", "check",
+)  # fmt: skip
 
 
 # --- pure: which tool, and what is refused ---
@@ -110,9 +115,17 @@ def test_what_a_storage_cannot_is_refused_by_name_type_and_remedy(
     assert caught.value.hint
 
 
-def test_a_raw_file_can_be_copied_and_grown() -> None:
-    for verb in ("copy", "grow"):
+def test_a_raw_file_can_be_copied_and_grown_and_checked() -> None:
+    for verb in ("copy", "grow", "check"):
         assert plan_volume_tool(DIR, f"990001/{DISK}.raw", verb).tool == "raw"
+
+
+@pytest.mark.parametrize("kind", ["lvm", "rbd", "iscsi"])
+def test_a_volume_that_cannot_be_checked_is_refused_in_the_guides_words(kind: str) -> None:
+    with pytest.raises(Unsupported, match="unsupported volume path") as told:
+        plan_volume_tool(Storage("san", kind), DISK, "check")
+    assert f"type {kind}" in told.value.message
+    assert "maintenance sandbox" in told.value.hint
 
 
 @pytest.mark.parametrize(
@@ -228,6 +241,9 @@ class Lvm:
             self.lvs[names[1]] = self.lvs.pop(names[0])
         elif words[0] == "lvremove":
             del self.lvs[names[0]]
+        elif words[0] == "lvchange":
+            assert words[1:3] == ["-ay", "-K"]
+            assert names[0] in self.lvs
         elif words[0] == "lvextend":
             assert words[1] == "-L"
             self.lvs[names[0]] = (self.lvs[names[0]][0], int(words[2].rstrip("m")) << 20)
@@ -288,6 +304,54 @@ def test_an_lvm_rollback_that_is_cut_off_loses_nothing_and_is_done_again(
 def test_lvm_repairs_nothing_where_nothing_was_cut_off() -> None:
     assert plan_lv_repair(f"pve/{DISK}", {"data", DISK, "vm-1-x"}) == []
     assert plan_lv_repair(f"pve/{DISK}", {"data"}) == []
+
+
+@pytest.mark.parametrize("cut", range(5))
+def test_a_volume_with_half_a_rollback_has_its_name_again_before_it_is_freed(
+    lvm: Lvm, cut: int
+) -> None:
+    """Proxmox then finds it by that name, and takes its snapshots along."""
+    tools = NodeTools("pve")
+    tools.snapshot(THIN, DISK, "s1")
+    lvm.cut = cut
+    try:
+        tools.rollback(THIN, DISK, "s1")
+    except KeyboardInterrupt:
+        pass
+    lvm.cut = -1
+    tools.settle(THIN, DISK)
+    assert sorted(lvm.lvs) == sorted(["data", DISK, f"snap_{DISK}_s1"])
+    calls = len(lvm.calls)
+    tools.settle(THIN, DISK)
+    tools.settle(THIN, "vm-7-gone")
+    tools.settle(DIR, FILE)
+    tools.settle(ZFS, DISK)
+    assert len(lvm.calls) == calls
+
+
+Checked = list[tuple[Path, str, bool]]
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> Checked:
+    """Which devices are checked: the check itself is tried on a loop device, in test_fsck.py."""
+    checked: Checked = []
+
+    def check(path: Path, volume: str, *, repair: bool) -> VolumeCheck:
+        checked.append((path, volume, repair))
+        return VolumeCheck(FileSystem.CLEAN, "")
+
+    monkeypatch.setattr(fsck, "check_device", check)
+    return checked
+
+
+def test_an_lv_is_made_active_before_it_is_checked(lvm: Lvm, checked: Checked) -> None:
+    NodeTools("pve").check_volume(THIN, DISK, repair=True)
+    assert lvm.calls == [["lvchange", "-ay", "-K", f"pve/{DISK}"]]
+    assert checked == [(Path("/dev/pve", DISK), f"fast:{DISK}", True)]
+    with pytest.raises(NoSuchVolume):
+        NodeTools("pve").check_volume(THIN, "vm-7-gone", repair=False)
+    assert len(checked) == 1
 
 
 def test_lvm_clone_and_grow(lvm: Lvm) -> None:
@@ -355,13 +419,22 @@ def test_zfs_goes_back_to_the_newest_snapshot_only(zfs: Zfs) -> None:
     for name in ("s1", "s2", "s3"):
         tools.snapshot(ZFS, DISK, name)
     tools.rollback(ZFS, DISK, "s3")
-    with pytest.raises(Conflict, match="s2, s3 is newer"):
+    with pytest.raises(Conflict, match="s2, s3 is newer") as told:
         tools.rollback(ZFS, DISK, "s1")
+    assert told.value.details["later"] == ["s3", "s2"]
     with pytest.raises(NotFound):
         tools.rollback(ZFS, DISK, "s4")
     tools.delete_snapshot(ZFS, DISK, "s3")
     tools.delete_snapshot(ZFS, DISK, "s3")
     assert tools.snapshots(ZFS, DISK) == ["s1", "s2"]
+
+
+def test_a_zvol_is_checked_by_its_device(zfs: Zfs, checked: Checked) -> None:
+    NodeTools("pve").check_volume(ZFS, DISK, repair=False)
+    assert checked == [(Path("/dev/zvol/rpool/data", DISK), f"tank:{DISK}", False)]
+    assert zfs.calls == []
+    with pytest.raises(NoSuchVolume):
+        NodeTools("pve").check_volume(ZFS, "vm-7-gone", repair=False)
 
 
 @pytest.mark.parametrize("snapshot", ["", "s1"])
@@ -572,6 +645,18 @@ def test_a_copy_leaves_no_snapshots_behind(files: Files) -> None:
         files.tools.copy(files.storage, FILE, files.storage, target)
 
 
+def test_a_raw_file_is_checked(files: Files) -> None:
+    volume = "990005/vm-990005-x.raw"
+    files.make(volume=volume)
+    found = files.tools.check_volume(files.storage, volume, repair=True)
+    assert found.state is FileSystem.BLANK
+    qemu("mke2fs", "-q", "-t", "ext4", str(files.file(volume)))
+    found = files.tools.check_volume(files.storage, volume, repair=True)
+    assert found.state is FileSystem.CLEAN
+    with pytest.raises(NoSuchVolume):
+        files.tools.check_volume(files.storage, "7/vm-7-x.raw", repair=True)
+
+
 def test_an_image_on_top_of_another_is_not_touched(files: Files) -> None:
     over = files.file("990002/vm-990002-x.qcow2")
     over.parent.mkdir()
@@ -579,6 +664,8 @@ def test_an_image_on_top_of_another_is_not_touched(files: Files) -> None:
     qemu("qemu-img", "create", "-q", "-f", "qcow2", *backing, str(over))
     with pytest.raises(Conflict, match="lies on another image"):
         files.tools.snapshot(files.storage, "990002/vm-990002-x.qcow2", "first")
+    with pytest.raises(Conflict, match="lies on another image"):
+        files.tools.check_volume(files.storage, "990002/vm-990002-x.qcow2", repair=True)
 
 
 def test_a_full_storage_is_told_as_such(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
