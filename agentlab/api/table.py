@@ -172,6 +172,98 @@ EXEC_END = Endpoint(
     "end a program if it runs, and forget it; with `ended`, which says that it has, in a while",
     ("ended",),
 )  # fmt: skip
+WORKSPACE_CREATE = Endpoint(
+    "workspace_create", "POST", "/v1/workspaces", m.WorkspaceRequest, m.OperationView,
+    "make a workspace; the same Idempotency-Key gives the same one", status=202,
+)  # fmt: skip
+WORKSPACE_LIST = Endpoint(
+    "workspace_list", "GET", "/v1/workspaces", N, m.WorkspaceList, "workspaces, by name"
+)
+WORKSPACE_SHOW = Endpoint(
+    "workspace_show", "GET", "/v1/workspaces/{name}", N, m.WorkspaceView, "one workspace"
+)
+WORKSPACE_ATTACH = Endpoint(
+    "workspace_attach", "POST", "/v1/workspaces/{name}/attach", m.AttachRequest, m.OperationView,
+    "give a sandbox a workspace, at /work", status=202,
+)  # fmt: skip
+WORKSPACE_DETACH = Endpoint(
+    "workspace_detach", "POST", "/v1/workspaces/{name}/detach", m.DetachRequest, m.OperationView,
+    "take it from the sandbox that has it", status=202,
+)  # fmt: skip
+WORKSPACE_CHECK = Endpoint(
+    "workspace_check", "GET", "/v1/workspaces/{name}/check", N, m.WorkspaceCheckView,
+    "what is wrong with its record, its volume and its lease; nothing is changed",
+)  # fmt: skip
+WORKSPACE_FSCK = Endpoint(
+    "workspace_fsck", "POST", "/v1/workspaces/{name}/fsck", m.FsckRequest, m.OperationView,
+    "check the file system of a detached workspace, on the host", status=202,
+)  # fmt: skip
+WORKSPACE_REBIND = Endpoint(
+    "workspace_rebind", "POST", "/v1/workspaces/{name}/rebind", m.RebindRequest, m.OperationView,
+    "make a new sandbox, and move an attached workspace to it", status=202,
+)  # fmt: skip
+WORKSPACE_FORK = Endpoint(
+    "workspace_fork", "POST", "/v1/workspaces/{name}/fork", m.ForkRequest, m.OperationView,
+    "copy a detached workspace, or a snapshot of it, to a new one", status=202,
+)  # fmt: skip
+WORKSPACE_RESIZE = Endpoint(
+    "workspace_resize", "POST", "/v1/workspaces/{name}/resize", m.ResizeRequest, m.OperationView,
+    "make a detached workspace larger", status=202,
+)  # fmt: skip
+WORKSPACE_DELETE = Endpoint(
+    "workspace_delete", "POST", "/v1/workspaces/{name}/delete", N, m.OperationView,
+    "delete a detached workspace with all that is in it", status=202,
+)  # fmt: skip
+WORKSPACE_SNAPSHOT_LIST = Endpoint(
+    "workspace_snapshot_list", "GET", "/v1/workspaces/{name}/snapshots", N, m.SnapshotList,
+    "snapshots of its volume",
+)  # fmt: skip
+WORKSPACE_SNAPSHOT_CREATE = Endpoint(
+    "workspace_snapshot_create", "POST", "/v1/workspaces/{name}/snapshots", m.SnapshotRequest,
+    m.OperationView, "take a snapshot of a detached workspace", status=202,
+)  # fmt: skip
+WORKSPACE_SNAPSHOT_RESTORE = Endpoint(
+    "workspace_snapshot_restore", "POST", "/v1/workspaces/{name}/snapshots/{snapshot}/restore", N,
+    m.OperationView, "put a detached workspace back to a snapshot", status=202,
+)  # fmt: skip
+WORKSPACE_SNAPSHOT_DELETE = Endpoint(
+    "workspace_snapshot_delete", "POST", "/v1/workspaces/{name}/snapshots/{snapshot}/delete", N,
+    m.OperationView, "delete a snapshot of a detached workspace", status=202,
+)  # fmt: skip
+WORKSPACE_LEASE_CLEAR = Endpoint(
+    "workspace_lease_clear", "POST", "/v1/workspaces/{name}/lease/clear", m.LeaseClearRequest,
+    m.WorkspaceView, "end a lease that nobody renews any more",
+)  # fmt: skip
+SESSION_CREATE = Endpoint(
+    "session_create", "POST", "/v1/sessions", m.SessionRequest, m.SessionMade,
+    "make a session; the same Idempotency-Key gives the same one", status=202,
+)  # fmt: skip
+SESSION_LIST = Endpoint(
+    "session_list", "GET", "/v1/sessions", N, m.SessionList, "sessions, by name"
+)
+SESSION_SHOW = Endpoint(
+    "session_show", "GET", "/v1/sessions/{name}", N, m.SessionView, "one session"
+)
+SESSION_RESUME = Endpoint(
+    "session_resume", "POST", "/v1/sessions/{name}/resume", m.ResumeRequest, m.OperationView,
+    "make a new sandbox with the session's work at /work", status=202,
+)  # fmt: skip
+SESSION_STOP = Endpoint(
+    "session_stop", "POST", "/v1/sessions/{name}/stop", m.SessionStopRequest, m.SessionEnded,
+    "end its sandbox; the work stays", status=202,
+)  # fmt: skip
+SESSION_FORK = Endpoint(
+    "session_fork", "POST", "/v1/sessions/{name}/fork", m.ForkRequest, m.SessionMade,
+    "a new session with a copy of the work", status=202,
+)  # fmt: skip
+SESSION_BRANCH = Endpoint(
+    "session_branch", "POST", "/v1/sessions/{name}/branch", m.BranchRequest, m.SessionMade,
+    "the session of a branch of this session: found, or forked", status=202,
+)  # fmt: skip
+SESSION_DELETE = Endpoint(
+    "session_delete", "POST", "/v1/sessions/{name}/delete", m.SessionDeleteRequest, m.SessionEnded,
+    "delete a stopped session, and its workspace when that is asked for too", status=202,
+)  # fmt: skip
 PROFILE_LIST = Endpoint("profile_list", "GET", "/v1/profiles", N, m.ProfileList, "profiles")
 TEMPLATE_LIST = Endpoint("template_list", "GET", "/v1/templates", N, m.TemplateList, "templates")
 TEMPLATE_BUILD = Endpoint(
@@ -195,6 +287,13 @@ ENDPOINTS: tuple[Endpoint[object, object], ...] = (
     SANDBOX_SHOW, SANDBOX_UPDATE, SANDBOX_START, SANDBOX_STOP, SANDBOX_PAUSE, SANDBOX_RESUME,
     SANDBOX_REVERT, SANDBOX_DESTROY, SANDBOX_RENEW, SANDBOX_PRUNE, SNAPSHOT_LIST, SNAPSHOT_SAVE,
     SNAPSHOT_RESTORE, SNAPSHOT_DELETE, INVENTORY, RECONCILE_LOOK, RECONCILE_APPLY, EXEC_START,
-    EXEC_OUTPUT, EXEC_INPUT, EXEC_END, PROFILE_LIST,
+    EXEC_OUTPUT, EXEC_INPUT, EXEC_END,
+    WORKSPACE_CREATE, WORKSPACE_LIST, WORKSPACE_SHOW, WORKSPACE_ATTACH, WORKSPACE_DETACH,
+    WORKSPACE_CHECK, WORKSPACE_FSCK, WORKSPACE_REBIND, WORKSPACE_FORK, WORKSPACE_RESIZE,
+    WORKSPACE_DELETE, WORKSPACE_SNAPSHOT_LIST, WORKSPACE_SNAPSHOT_CREATE,
+    WORKSPACE_SNAPSHOT_RESTORE, WORKSPACE_SNAPSHOT_DELETE, WORKSPACE_LEASE_CLEAR, SESSION_CREATE,
+    SESSION_LIST, SESSION_SHOW, SESSION_RESUME, SESSION_STOP, SESSION_FORK, SESSION_BRANCH,
+    SESSION_DELETE,
+    PROFILE_LIST,
     TEMPLATE_LIST, TEMPLATE_BUILD, TEMPLATE_CHECK, OPERATION_SHOW, CHECKS,
 )  # type: ignore[assignment]  # fmt: skip

@@ -48,7 +48,7 @@ class Interrupted(AgentLabError):
 class Arg:
     """An argument.  A name with dashes is an option, which takes a value when `value` names one.
 
-    `kind` says how the text is read: text, count (from 0), number (from 1), memory, duration, job
+    `kind` says how the text is read: text, count (from 0), number (from 1), memory, volume, duration, job
     state or sandbox state; `many` may be repeated.  `verbatim`: all that follows `--`, taken as it
     is.
     """
@@ -140,6 +140,14 @@ class Args:
 
     def count(self, name: str, default: int) -> int:
         return int(self.text(name)) if name in self._found else default
+
+    def volume(self, name: str) -> int:
+        """The size of a volume in MiB; 0 when it was not given."""
+        if name not in self._found:
+            return 0
+        from agentlab.units import parse_size
+
+        return parse_size(self.text(name), bare="G")
 
     def seconds(self, name: str) -> float | None:
         """A duration; None when it was not given."""

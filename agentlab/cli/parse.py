@@ -165,10 +165,10 @@ def _check_value(arg: Arg, value: str) -> None:
         from agentlab.units import parse_duration
 
         parse_duration(value)
-    if arg.kind == "memory":
+    if arg.kind in ("memory", "volume"):
         from agentlab.units import parse_size
 
-        parse_size(value, bare="M")
+        parse_size(value, bare="M" if arg.kind == "memory" else "G")
     if arg.kind.endswith(" state"):
         states = _states(arg.kind)
         if value not in states:

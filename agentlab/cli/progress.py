@@ -21,6 +21,10 @@ class Line:
     colour: str = ""
 
 
+_NOUNS = ("workspace", "session")  # whose events say all in their text
+_SAY_EVERY = 10.0  # seconds between two lines of how far a step is
+
+
 def _fact(event: EventView, name: str) -> str:
     value = event.facts.get(name)
     return str(value) if isinstance(value, (str, int, float)) else ""
@@ -62,7 +66,10 @@ def describe(event: EventView) -> Line | None:
     if event.kind in _QUIET:
         return None
     how = _SHOWN.get(event.kind)
-    return how(event) if how else Line(event.kind, event.text)
+    if how is None:
+        noun = event.kind.partition(".")[0]
+        return Line(noun if noun in _NOUNS else event.kind, event.text)
+    return how(event)
 
 
 def line_of(event: EventView) -> str:
@@ -79,6 +86,8 @@ class Progress:
         self._out = out
         self._now = ""
         self._since = time.monotonic()
+        self._waits = ""
+        self._said = time.monotonic()
 
     def event(self, event: EventView) -> None:
         if event.kind in ("step.doing", "step.undoing"):
@@ -95,11 +104,20 @@ class Progress:
 
     def tick(self) -> None:
         if self._now:
-            self._out.moving(f"{self._now}  {span(time.monotonic() - self._since)}")
+            waits = f"  {self._waits}" if self._waits else ""
+            self._out.moving(f"{self._now}  {span(time.monotonic() - self._since)}{waits}")
+
+    def waits(self, text: str) -> None:
+        """For what the step waits, or how far it is; a line now and then where none can move."""
+        news, self._waits = text != self._waits, text
+        if text and news and not self._out.live and time.monotonic() - self._said >= _SAY_EVERY:
+            self._said = time.monotonic()
+            self._out.note(f"{clock(time.time())}  {self._now:<12}  {text}")
 
     def trouble(self, trouble: Trouble) -> None:
         self._out.note(f"{trouble.error.message}; trying again", "yellow")
 
     def _begin(self, what: str) -> None:
         self._now = what
+        self._waits = ""
         self._since = time.monotonic()

@@ -28,6 +28,10 @@ def render_states() -> str:
     lines = [_made_from("agentlab/model/{job,sandbox,workspace}.py"), "", "# States"]
     for noun, machine in (("Job", JOB), ("Sandbox", SANDBOX), ("Workspace", WORKSPACE)):
         lines += ["", f"## {noun}", "", *_machine(machine)]
+    lines += [
+        "",
+        "A session is what its workspace is: RUNNING while that is ATTACHED, else STOPPED.",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from agentlab.api import messages as m
@@ -15,6 +16,7 @@ from agentlab.clock import Deadline
 from agentlab.errors import AgentLabError, Unreachable
 
 _LONG = 366 * 86400.0
+_LOOK = 1.0  # seconds between two looks at how far an operation is
 _SETTLING = 60.0  # seconds that a final job's sandbox is waited for
 
 
@@ -60,15 +62,27 @@ def operation_end(
         return operation
     feed = Feed(client)
     feed.follow_events({"operation": operation.id}, ended)
-    _drive(ctx, feed, f"{what} goes on", hint or "see what it does: journalctl -u agentlabd -f")
+    hint = hint or "see what it does: journalctl -u agentlabd -f"
+    _drive(ctx, feed, f"{what} goes on", hint, look=lambda: _waits_for(client, operation.id))
     return last
 
 
+def _waits_for(client: Client, operation: str) -> str:
+    """For what it waits now, or how far it is; "" when nobody can tell."""
+    with contextlib.suppress(AgentLabError):
+        return client.call(table.OPERATION_SHOW, path={"id": operation}).waits_for
+    return ""
+
+
 def done(
-    ctx: Context, client: Client, operation: m.OperationView, what: str, doing: str
-) -> m.OperationView:
-    """The operation on a sandbox when it is done; raises what it failed of: `failed to WHAT: why`."""
-    hint = f"see what it does: agentlab sandbox show {operation.vmid}"
+    ctx: Context, client: Client, operation: m.OperationView, what: str, doing: str,
+    *, hint: str = "",
+) -> m.OperationView:  # fmt: skip
+    """The operation when it is done; raises what it failed of: `failed to WHAT: why`.
+
+    `hint` is for those who stop waiting; without it, it is about the operation's sandbox.
+    """
+    hint = hint or f"see what it does: agentlab sandbox show {operation.vmid}"
     last = operation_end(ctx, client, operation, what=doing, hint=hint)
     must_succeed(last, what)
     return last
@@ -94,15 +108,22 @@ def renamed(error: AgentLabError, what: str) -> AgentLabError:
     return error
 
 
-def _drive(ctx: Context, feed: Feed, goes_on: str, hint: str, *, records: bool = False) -> None:
+def _drive(
+    ctx: Context, feed: Feed, goes_on: str, hint: str,
+    *, records: bool = False, look: Callable[[], str] | None = None,
+) -> None:  # fmt: skip
+    """Shows what comes until it is over; `look` is asked now and then for what no event tells."""
     seconds = ctx.args.seconds("--timeout")
     deadline = Deadline.after(_LONG if seconds is None else seconds)
-    progress = Progress(ctx.out)
+    progress, looked = Progress(ctx.out), Deadline.after(_LOOK)
     show = _records(ctx.out, progress) if records and ctx.out.json else _shown(ctx.out, progress)
     items = feed.items()
     try:
         for item in items:
             show(item)
+            if look is not None and looked.passed:
+                looked = Deadline.after(_LOOK)
+                progress.waits(look())
             if deadline.passed:
                 raise GaveUp(f"gave up waiting after {ctx.args.text('--timeout')}: {goes_on}",
                              hint=hint)  # fmt: skip

@@ -42,6 +42,11 @@ def parse_spec(store: Store, request: m.JobRequest) -> JobSpec:
         ttl=parse_ttl(request.ttl),
         env=_env(request.env),
         labels=parse_labels(request.labels),
+        workspace=request.workspace,
+        session=request.session,
+        stateful=request.stateful,
+        branch=request.branch,
+        workspace_wait=parse_ttl(request.workspace_wait, "workspace_wait"),
     )
 
 
@@ -87,12 +92,12 @@ def _check_bundle(store: Store, sha256: str) -> None:
         )
 
 
-def parse_ttl(text: str) -> int:
+def parse_ttl(text: str, path: str = "ttl") -> int:
     """Seconds, 0 for none; Invalid names the path."""
     try:
         return parse_duration(text) if text else 0
     except Invalid as error:
-        raise _bad("ttl", error.message, error.hint) from error
+        raise _bad(path, error.message, error.hint) from error
 
 
 def _env(env: dict[str, str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from agentlab.api import messages as m
 from agentlab.daemon.context import Daemon
+from agentlab.daemon.views_work import work_of_job
 from agentlab.errors import AgentLabError
 from agentlab.hypervisor.base import Machine
 from agentlab.model.drift import Place
@@ -25,6 +26,7 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/]*@")  # a token may stand in a user's pl
 
 def job_view(daemon: Daemon, tx: Tx, job: Job) -> m.JobView:
     repo = job.spec.repo
+    workspace, session = work_of_job(tx, job)
     return m.JobView(
         id=job.id,
         state=job.state.value,
@@ -32,7 +34,7 @@ def job_view(daemon: Daemon, tx: Tx, job: Job) -> m.JobView:
         settled=JOB.final(job.state) and job.settled,
         profile=job.spec.profile,
         task=job.spec.task,
-        repo=_CREDENTIALS.sub("***@", repo.url) or f"bundle {repo.bundle[:12]}",
+        repo=masked(repo.url) or f"bundle {repo.bundle[:12]}",
         ref=repo.ref,
         vmid=job.vmid,
         address=_address(tx, job),
@@ -45,10 +47,17 @@ def job_view(daemon: Daemon, tx: Tx, job: Job) -> m.JobView:
         artifact_dir=str(daemon.world.job_dir(job.id)),
         labels=job.spec.labels,
         report=job.report,
+        workspace=workspace,
+        session=session,
     )
 
 
-def plan_view(plan: Plan) -> m.PlanView:
+def masked(url: str) -> str:
+    """A repository's URL without the credentials that may be in it."""
+    return _CREDENTIALS.sub("***@", url)
+
+
+def plan_view(plan: Plan, *, workspace: str = "", session: str = "") -> m.PlanView:
     return m.PlanView(
         profile=plan.profile,
         template=plan.template,
@@ -60,6 +69,8 @@ def plan_view(plan: Plan) -> m.PlanView:
         time_limit=plan.time_limit,
         after=str(plan.after),
         command=plan.command,
+        workspace=workspace,
+        session=session,
     )
 
 
@@ -89,9 +100,15 @@ def holders(tx: Tx, found: Sequence[Sandbox]) -> Mapping[int, OperationRow]:
 
 
 def sandbox_view(
-    sandbox: Sandbox, power: Mapping[int, str] | None, holder: OperationRow | None = None
+    sandbox: Sandbox,
+    power: Mapping[int, str] | None,
+    holder: OperationRow | None = None,
+    workspace: str = "",
 ) -> m.SandboxView:
-    """A sandbox; its power is "absent" without a machine, "unknown" without an inventory."""
+    """A sandbox; its power is "absent" without a machine, "unknown" without an inventory.
+
+    `holder` is what is being done with it, `workspace` the name of the one that it has.
+    """
     shown = "unknown" if power is None else power.get(sandbox.vmid, "absent")
     if SANDBOX.final(sandbox.state):
         shown = "absent"  # a machine of this VMID is another one
@@ -120,6 +137,7 @@ def sandbox_view(
         idle_stop=sandbox.idle_stop,
         operation=f"{holder.kind} {holder.id}" if holder else "",
         waits_for=holder.waits_for if holder else "",
+        workspace=workspace,
     )
 
 
@@ -160,6 +178,7 @@ def operation_view(tx: Tx, operation: OperationRow) -> m.OperationView:
     """An operation; `step` is the one under way, or the last one begun."""
     steps = sorted(operations.steps(tx, operation.id).values(), key=lambda each: each.started)
     at_work = [each.name for each in steps if each.state in operations.UNFINISHED]
+    results = [each.output.get("result") for each in steps]
     return m.OperationView(
         id=operation.id,
         kind=operation.kind,
@@ -171,4 +190,5 @@ def operation_view(tx: Tx, operation: OperationRow) -> m.OperationView:
         hint=operation.hint,
         waits_for=operation.waits_for,
         vmid=operation.vmid,
+        result=next((each for each in results if isinstance(each, dict)), {}),
     )

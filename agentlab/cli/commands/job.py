@@ -109,6 +109,8 @@ def _described(job: m.JobView) -> list[str]:
             ("ref", job.ref),
             ("task", short(job.task, 200)),
             ("labels", labels),
+            ("workspace", job.workspace),
+            ("session", job.session),
             ("sandbox", job.vmid or ""),
             ("address", job.address),
             ("created", moment(job.created)),

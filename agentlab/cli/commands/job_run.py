@@ -59,6 +59,7 @@ def validate(ctx: Context) -> Answer:
 def _requested(ctx: Context, client: Client) -> Iterator[m.JobRequest]:
     """The request; a local repository has been sent to the daemon by then."""
     args = ctx.args
+    _check_work(ctx)
     task = _task(ctx)
     env = parse_env(args.many("--env"))
     labels = pairs("--label", args.many("--label"))
@@ -70,7 +71,29 @@ def _requested(ctx: Context, client: Client) -> Iterator[m.JobRequest]:
         ttl=args.text("--ttl"),
         env=env,
         labels=labels,
+        workspace=args.text("--workspace"),
+        session=args.text("--session"),
+        stateful=args.flag("--stateful"),
+        branch=args.text("--branch"),
+        workspace_wait=args.text("--workspace-wait"),
     )
+
+
+def _check_work(ctx: Context) -> None:
+    """What is certainly wrong about where it works, before a repository is packed and sent."""
+    args = ctx.args
+    why = ""
+    work = [each for each in ("--workspace", "--session", "--stateful") if each in args]
+    if len(work) > 1:
+        why = f"{' and '.join(work)} exclude each other"
+    elif not (args.text("--profile") or args.text("--session")):
+        why = "--profile is missing, and only a session has one"
+    elif "--branch" in args and work not in (["--session"], ["--stateful"]):
+        why = "--branch is for --session or --stateful"
+    elif "--workspace-wait" in args and not work:
+        why = "--workspace-wait is for a job with --workspace, --session or --stateful"
+    if why:
+        raise Usage(f"cannot read the command line: {why}", hint="see: agentlab job run --help")
 
 
 def _repo(ctx: Context, client: Client) -> m.RepoRequest:

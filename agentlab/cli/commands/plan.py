@@ -7,7 +7,7 @@ from agentlab.cli.text import fields, size, span
 
 
 def plan_lines(plan: m.PlanView) -> list[str]:
-    """What a job or a sandbox would get; the last three are of jobs alone."""
+    """What a job or a sandbox would get; `command` and what is about it are of jobs alone."""
     return fields(
         [
             ("profile", plan.profile),
@@ -20,5 +20,7 @@ def plan_lines(plan: m.PlanView) -> list[str]:
             ("time limit", span(plan.time_limit) if plan.command else ""),
             ("afterwards", plan.after),
             ("command", plan.command),
+            ("workspace", plan.workspace),
+            ("session", plan.session),
         ]
     )

@@ -104,6 +104,7 @@ def described(each: m.SandboxView) -> list[str]:
             ("network", each.network),
             ("mac", each.mac),
             ("job", each.job),
+            ("workspace", each.workspace),
             ("labels", " ".join(f"{key}={value}" for key, value in each.labels.items())),
             ("created", moment(each.created)),
             ("changed", moment(each.changed)),

@@ -21,7 +21,7 @@ _PATIENCE = 10.0  # seconds that the VMID is waited for; it is the first thing t
 
 def new(ctx: Context) -> Answer:
     wait = not ctx.args.flag("--no-wait")
-    key = _key(ctx)
+    key = key_for_ssh(ctx)
     client = ctx.client(waits=wait)
     operation = client.act(api.SANDBOX_CREATE, _request(ctx))
     operation = dataclasses.replace(operation, vmid=_vmid(client, operation))
@@ -39,7 +39,7 @@ def new(ctx: Context) -> Answer:
     return Answer(each, described(each))
 
 
-def _key(ctx: Context) -> Path | None:
+def key_for_ssh(ctx: Context) -> Path | None:
     """The public key for --and-ssh, looked for before anything is made."""
     if not ctx.args.flag("--and-ssh"):
         if "--identity" in ctx.args:
@@ -69,6 +69,7 @@ def _request(ctx: Context) -> m.SandboxRequest:
         vmid=args.count("--vmid", 0),
         labels=pairs("--label", args.many("--label")),
         queue=not args.flag("--no-queue"),
+        workspace=args.text("--workspace"),
     )
 
 

@@ -7,6 +7,7 @@ from agentlab.daemon.context import Daemon
 from agentlab.daemon.job_spec import parse_spec
 from agentlab.daemon.router import Request
 from agentlab.daemon.views import job_view, plan_view
+from agentlab.daemon.views_work import work_of_plan
 from agentlab.errors import Invalid
 from agentlab.model.job import JOB
 from agentlab.operations import requests
@@ -24,7 +25,10 @@ def create(daemon: Daemon, request: Request[m.JobRequest]) -> m.JobView:
 
 def validate(daemon: Daemon, request: Request[m.JobRequest]) -> m.PlanView:
     spec = parse_spec(daemon.world.store, request.document)
-    return plan_view(requests.plan_job(daemon.world, spec))
+    planned = requests.plan_job(daemon.world, spec)
+    with daemon.world.store.read() as tx:
+        workspace, session = work_of_plan(tx, spec)
+    return plan_view(planned, workspace=workspace, session=session)
 
 
 def newest(daemon: Daemon, request: Request[m.Nothing]) -> m.JobList:

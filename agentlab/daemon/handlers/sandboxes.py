@@ -6,22 +6,25 @@ from collections.abc import Callable
 
 from agentlab.api import messages as m
 from agentlab.daemon.context import Daemon
+from agentlab.daemon.handlers.operations import shown
 from agentlab.daemon.job_spec import parse_labels, parse_ttl
 from agentlab.daemon.router import Request
-from agentlab.daemon.views import holders, operation_view, plan_view, power_of_all, sandbox_view
+from agentlab.daemon.views import holders, plan_view, power_of_all, sandbox_view
+from agentlab.daemon.views_work import held as workspaces_held
 from agentlab.errors import Invalid
 from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxSpec
 from agentlab.operations import sandbox_power, sandbox_requests
-from agentlab.store import operations, sandboxes
+from agentlab.store import sandboxes
 
 
 def create(daemon: Daemon, request: Request[m.SandboxRequest]) -> m.OperationView:
     spec = _spec(request.document)
-    return _shown(daemon, sandbox_requests.create(daemon.world, daemon.runner, spec, request.key))
+    return shown(daemon, sandbox_requests.create(daemon.world, daemon.runner, spec, request.key))
 
 
 def validate(daemon: Daemon, request: Request[m.SandboxRequest]) -> m.PlanView:
-    return plan_view(sandbox_requests.plan_sandbox(daemon.world, _spec(request.document)))
+    spec = _spec(request.document)
+    return plan_view(sandbox_requests.plan_sandbox(daemon.world, spec), workspace=spec.workspace)
 
 
 def _spec(asked: m.SandboxRequest) -> SandboxSpec:
@@ -33,6 +36,7 @@ def _spec(asked: m.SandboxRequest) -> SandboxSpec:
         vmid=asked.vmid,
         labels=parse_labels(asked.labels),
         queue=asked.queue,
+        workspace=asked.workspace,
     )
 
 
@@ -42,9 +46,11 @@ def all_known(daemon: Daemon, request: Request[m.Nothing]) -> m.SandboxList:
     with daemon.world.store.read() as tx:
         found = sandboxes.newest(tx) if request.flag("all") else sandboxes.live(tx)
         found = [each for each in found if wanted(each)]
-        held = holders(tx, found)
+        held, work = holders(tx, found), workspaces_held(tx)
     power = power_of_all(daemon) if found else {}
-    return m.SandboxList([sandbox_view(each, power, held.get(each.id)) for each in found])
+    return m.SandboxList(
+        [sandbox_view(each, power, held.get(each.id), work.get(each.id, "")) for each in found]
+    )
 
 
 def _filter(request: Request[m.Nothing]) -> Callable[[Sandbox], bool]:
@@ -71,8 +77,8 @@ def show(daemon: Daemon, request: Request[m.Nothing]) -> m.SandboxView:
 
 def _view(daemon: Daemon, found: Sandbox) -> m.SandboxView:
     with daemon.world.store.read() as tx:
-        held = holders(tx, [found])
-    return sandbox_view(found, power_of_all(daemon), held.get(found.id))
+        held, work = holders(tx, [found]), workspaces_held(tx)
+    return sandbox_view(found, power_of_all(daemon), held.get(found.id), work.get(found.id, ""))
 
 
 def update(daemon: Daemon, request: Request[m.UpdateRequest]) -> m.SandboxView:
@@ -108,7 +114,7 @@ def _acted(
     **given: object,
 ) -> m.OperationView:
     vmid = request.values["vmid"]
-    return _shown(
+    return shown(
         daemon,
         sandbox_requests.act(daemon.world, daemon.runner, kind, vmid, request.key, **given),
     )
@@ -121,7 +127,7 @@ def revert(daemon: Daemon, request: Request[m.RevertRequest]) -> m.OperationView
         daemon.world, daemon.runner, request.values["vmid"], request.key,
         force=request.document.force, restart=request.document.restart, **name,
     )  # fmt: skip
-    return _shown(daemon, identity)
+    return shown(daemon, identity)
 
 
 def destroy(daemon: Daemon, request: Request[m.DestroyRequest]) -> m.OperationView:
@@ -129,7 +135,7 @@ def destroy(daemon: Daemon, request: Request[m.DestroyRequest]) -> m.OperationVi
         daemon.world, daemon.runner, request.values["vmid"], request.key,
         force=request.document.force,
     )  # fmt: skip
-    return _shown(daemon, identity)
+    return shown(daemon, identity)
 
 
 def renew(daemon: Daemon, request: Request[m.RenewRequest]) -> m.SandboxView:
@@ -149,16 +155,11 @@ def save_snapshot(daemon: Daemon, request: Request[m.SnapshotRequest]) -> m.Oper
     identity = sandbox_requests.save_snapshot(
         daemon.world, daemon.runner, request.values["vmid"], request.key, request.document.name
     )
-    return _shown(daemon, identity)
+    return shown(daemon, identity)
 
 
 def delete_snapshot(daemon: Daemon, request: Request[m.Nothing]) -> m.OperationView:
     identity = sandbox_requests.delete_snapshot(
         daemon.world, daemon.runner, request.values["vmid"], request.key, request.values["name"]
     )
-    return _shown(daemon, identity)
-
-
-def _shown(daemon: Daemon, identity: str) -> m.OperationView:
-    with daemon.world.store.read() as tx:
-        return operation_view(tx, operations.get(tx, identity))
+    return shown(daemon, identity)

@@ -110,8 +110,8 @@ def test_refusal_names_the_path(change: dict[str, Any], message: str) -> None:
 
 
 def test_missing_key_names_the_path() -> None:
-    with pytest.raises(Invalid, match="profile: is missing"):
-        from_plain(m.JobRequest, {"repo": {}, "task": "t"})
+    with pytest.raises(Invalid, match="task: is missing"):
+        from_plain(m.JobRequest, {"repo": {}, "profile": "demo"})
 
 
 def test_place_in_a_list_is_in_the_path() -> None:

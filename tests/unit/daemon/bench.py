@@ -247,8 +247,9 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def open_bench(
-    folder: Path, *, limits: str = "", pace: Pace = PACE, most: int = 64
-) -> Iterator[Bench]:
+    folder: Path, *, limits: str = "", pace: Pace = PACE, most: int = 64,
+    hypervisor: FakeHypervisor | None = None,
+) -> Iterator[Bench]:  # fmt: skip
     profiles = folder / "profiles"
     profiles.mkdir(exist_ok=True)
     text = f"network: off\nagent: {{command: 'true'}}\n{limits}"
@@ -262,7 +263,7 @@ def open_bench(
     )
     settings = replace(settings, socket=folder / "s.sock")
     settings.data_dir.mkdir(exist_ok=True)
-    hypervisor = FakeHypervisor()
+    hypervisor = hypervisor or FakeHypervisor()
     store = Store(settings.data_dir / "agentlab.db")
     world = World(
         config=settings, store=store, hypervisor=hypervisor, fence=FakeFence(),  # type: ignore[arg-type]
