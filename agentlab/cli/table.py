@@ -64,6 +64,12 @@ _REVERT = (
     _NO_WAIT,
 )  # fmt: skip
 
+_DOCTOR = (
+    Arg("--out", "file to write to, or directory (one that is there, or ends with /) for a file of"
+        " the default name; default: the present one", value="PATH"),
+    Arg("--force", "overwrite a file that is there"),
+)  # fmt: skip
+
 _C = "agentlab.cli.commands."
 
 COMMANDS: tuple[Command, ...] = (
@@ -252,6 +258,20 @@ COMMANDS: tuple[Command, ...] = (
             Arg("--user", "whose files they are in the sandbox; default: agent", value="USER"),
         ),
         _C + "sandbox_cp:cp", "agentlab sandbox cp src 1003:/work",
+    ),
+    Command(
+        "job", "doctor", "write a job's doctor bundle: records, events, no secrets",
+        (_JOB, *_DOCTOR), _C + "doctor:job", "agentlab job doctor ID --out bundles/",
+    ),
+    Command(
+        "sandbox", "doctor", "write a sandbox's doctor bundle: records, events, no secrets",
+        (_SANDBOX, *_DOCTOR), _C + "doctor:sandbox",
+        "agentlab sandbox doctor 1003 --out bundles/",
+    ),
+    Command(
+        "session", "doctor", "write a session's doctor bundle: records, events, no secrets",
+        (Arg("SESSION", "the session's name", required=True), *_DOCTOR), _C + "doctor:session",
+        "agentlab session doctor demo-session --out bundles/",
     ),
     Command("profile", "list", "list profiles", (), _C + "profile:list_", "agentlab profile list"),
     Command(

@@ -10,6 +10,7 @@ from agentlab.daemon.handlers import (
     artifacts,
     bundles,
     checks,
+    doctor,
     events,
     job_log,
     jobs,
@@ -67,4 +68,7 @@ HANDLERS: Mapping[str, Handler] = {
     "template_check": templates.check,
     "operation_show": operations.show,
     "checks": checks.all_checks,
+    "job_doctor": doctor.job,
+    "sandbox_doctor": doctor.sandbox,
+    "session_doctor": doctor.session,
 }
