@@ -98,7 +98,9 @@ class ProxmoxVolumes(Part):
         ]
         found = (self._inventory.find(vmid) for vmid in asked)
         return [
-            each for each in found if each is not None and (each.owner == owner or each.vmid in mine)
+            each
+            for each in found
+            if each is not None and (each.owner == owner or each.vmid in mine)
         ]
 
     def _holders(self, volid: str, owner: str) -> list[int]:
