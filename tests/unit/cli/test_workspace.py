@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -180,7 +181,7 @@ def test_sessions_from_their_making_to_their_end(cli: Run, world: FakeDaemon) ->
     assert world.world.asked == [m.SessionRequest("new", "demo", size=8192)]
     status, out, _ = cli("session", "resume", "new", "--ttl", "4h", "--keepalive", "--no-queue")
     assert (status, out) == (0, "session new runs in sandbox 1003 (box-1003), 10.77.0.5\n")
-    assert world.world.asked[-1] == m.ResumeRequest("4h", True, False)
+    assert world.world.asked[-1:] == [m.ResumeRequest("4h", True, False)]
     status, _, err = cli("session", "delete", "--yes", "new")
     assert (status, "agentlab session stop new" in err) == (1, True)
     said = "session new is STOPPED; its work is in workspace new\n"
@@ -188,8 +189,15 @@ def test_sessions_from_their_making_to_their_end(cli: Run, world: FakeDaemon) ->
     assert cli("session", "stop", "new") == (0, "session new is STOPPED already\n", "")
     status, out, _ = cli("session", "delete", "--yes", "--with-workspace", "new")
     assert (status, out) == (0, "session new deleted; workspace new is gone\n")
-    assert world.world.asked[-1] == m.SessionDeleteRequest(True)
-    assert "workspace fix stays" in cli("session", "delete", "--yes", "fix")[1]
+    assert world.world.asked[-1:] == [m.SessionDeleteRequest(True)]
+    assert "workspace going stays" in _deleted(cli, "going")
+    document = json.loads(cli("session", "delete", "--yes", "fix", "--json")[1])
+    assert document["operation"]["state"] == "done"
+
+
+def _deleted(cli: Run, name: str) -> str:
+    assert cli("session", "stop", name)[0] == 0
+    return cli("session", "delete", "--yes", name)[1]
 
 
 def test_branch_prints_the_name_alone_and_again_the_same(cli: Run, world: FakeDaemon) -> None:
@@ -283,7 +291,7 @@ def test_the_daemon_is_asked_for_it(
     show = world.handlers.operation_show
     left = [6]
 
-    def slow(*call: object) -> m.OperationView:
+    def slow(*call: Any) -> m.OperationView:
         ended = show(*call)
         left[0] -= 1
         if left[0] <= 0:

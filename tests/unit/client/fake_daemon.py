@@ -122,6 +122,8 @@ class Bytes:
 class Handlers(WorkHandlers):
     """One method for each row of the endpoint table, by its name."""
 
+    w: World
+
     def __init__(self, world: World) -> None:
         self.w = world
 
@@ -546,7 +548,7 @@ class _Handler(BaseHTTPRequestHandler):
 def match(template: str, path: str) -> dict[str, str] | None:
     """Path arguments when `path` fits the row's template."""
     names, words = template.split("/"), path.split("/")
-    found = {}
+    found: dict[str, str] = {}
     for at, name in enumerate(names):
         if name.endswith("...}"):
             rest = "/".join(words[at:])
