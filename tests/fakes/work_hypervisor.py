@@ -63,8 +63,10 @@ class WorkHypervisor(FakeHypervisor):
         self._ours(vmid, owner)
         if self.machines[vmid].power is not Power.RUNNING or vmid in self.mute:
             raise Busy(f"the guest of machine {vmid} does not answer")
-        answer = self._mount(vmid, "--make" in argv) if argv[3] == "mount" else self._unmount(
-            vmid, "--force" in argv
+        answer = (
+            self._mount(vmid, "--make" in argv)
+            if argv[3] == "mount"
+            else self._unmount(vmid, "--force" in argv)
         )
         return ExecResult(1 if "error" in answer else 0, json.dumps(answer).encode(), b"")
 
