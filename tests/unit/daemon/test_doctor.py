@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from agentlab import clock
+from agentlab.cli.main import main
 from agentlab.config import Proxmox
 from agentlab.control import doctor
 from agentlab.control.archive import MAX_MEMBER
@@ -372,3 +373,13 @@ def test_nothing_is_changed(bench: Bench, session: str) -> None:
     with bench.store.read() as tx:
         assert events.last(tx) == before
     assert (bench.hypervisor.touched, bench.store.commits) == ([], commits)
+
+
+def test_the_command_line_writes_what_the_daemon_sends(
+    bench: Bench, session: str, tmp_path: Path
+) -> None:
+    line = ["--socket", str(bench.world.config.socket), "session", "doctor", "lab"]
+    assert main([*line, "--out", f"{tmp_path}/out/"]) == 0
+    content = (tmp_path / "out" / "agentlab-session-lab.tar.gz").read_bytes()
+    assert content == bench.ask("GET", "/v1/sessions/lab/doctor").body
+    assert set(unpacked(content)) == NAMES
