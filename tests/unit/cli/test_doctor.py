@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from agentlab.cli.commands import doctor
 from tests.unit.client.fake_daemon import Bytes, FakeDaemon, job_view, sandbox_view
 
 Run = Callable[..., tuple[int, str, str]]
@@ -138,7 +137,7 @@ def test_a_full_disk_leaves_the_old_one(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(doctor.Path, "replace", full)
+    monkeypatch.setattr(Path, "replace", full)
     status, _, err = cli(*SESSION, "--force", "--out", str(out))
     assert (status, "No space left" in err) == (1, True)
     assert tree(out) == {NAME: b"mine"}

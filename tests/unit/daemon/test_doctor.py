@@ -78,7 +78,10 @@ def worked(bench: Bench) -> Job:
         JobState.RUNNING,
     )
     bench.daemon.runner.stop(5)  # from here on all stays as it is
+    token, key = bench.world.token(job.id), bench.world.key
     with bench.store.write() as tx:
+        told = f"{token.reveal()}, {token.fingerprint}, {key.reveal()}"
+        events.append(tx, "job.note", told + workspaces.get(tx, "lab").nonce, job=job.id)
         events.append(
             tx, "job.note", f"it said {ENV} \x1b[2J\u202e", job=job.id,
             facts={"password": GUEST, "deep": [{"env": {"A": GUEST}}], "at": f"ssh://x:{GUEST}@h/"},
@@ -243,6 +246,15 @@ def test_a_session_that_nothing_has(bench: Bench, session: str) -> None:
     assert "absent" in found["sandbox"]
     assert "absent" in found["machine"]
     assert found["jobs"] == {"complete": True, "jobs": []}
+
+
+def test_a_sandbox_that_only_has_the_vmid_of_the_holder(bench: Bench, session: str) -> None:
+    worked(bench)
+    with bench.store.write() as tx:
+        tx.execute("UPDATE workspace SET holder = 999 WHERE name = 'lab'")
+    found = documents(bench.ask("GET", "/v1/sessions/lab/doctor"))
+    assert found["workspace"]["holder"] == 999
+    assert "absent" in found["sandbox"]
 
 
 @pytest.mark.parametrize(
