@@ -6,10 +6,11 @@ import gzip
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 MAX_MEMBER = 1 << 20  # bytes
 _MAX_ENTRY = MAX_MEMBER // 4
+_MAX_WORK = 2 * MAX_MEMBER  # bytes that are looked at for one list, too large entries and all
 
 
 def render(document: object) -> bytes:
@@ -20,23 +21,34 @@ def render(document: object) -> bytes:
     return content
 
 
-def fit(name: str, entries: Sequence[object], *, whole: bool = True) -> dict[str, object]:
+def fit(
+    name: str,
+    entries: Sequence[object],
+    show: Callable[[object], object] = lambda entry: entry,
+    *,
+    whole: bool = True,
+) -> dict[str, object]:
     """A list as a document that `render` takes: its last entries, as many as there is room for.
 
-    `complete` is False when some are missing; `whole` False: some were missing before.
+    `show` makes an entry fit to be shown; it is asked for no more than can be of use.  `complete`
+    is False when some entries are missing; `whole` False: some were missing before.
     """
     kept: list[object] = []
-    room = MAX_MEMBER - 1024
+    room, work = MAX_MEMBER - 1024, _MAX_WORK
     for entry in reversed(entries):
-        shown, size = entry, _size(entry)
+        shown = show(entry)
+        size = _size(shown)
+        work -= size
         if size > _MAX_ENTRY:
-            identity = entry.get("id", "") if isinstance(entry, dict) else ""
+            identity = shown.get("id", "") if isinstance(shown, dict) else ""
             shown = {"id": identity, "left_out": f"{size} bytes"}
             size = _size(shown)
         if size > room:
             break
         room -= size
         kept.append(shown)
+        if work < 0:
+            break
     return {"complete": whole and len(kept) == len(entries), name: kept[::-1]}
 
 

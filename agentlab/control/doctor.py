@@ -152,8 +152,8 @@ def collect(world: World, noun: str, name: str, *, commit: str = "") -> Bundle:
         f"{key}.json": archive.render(redactor.document(each)) for key, each in documents.items()
     }
     for key, (entries, whole) in _lists(case, history).items():
-        shown = [redactor.document(each) for each in entries]
-        members[f"{key}.json"] = archive.render(archive.fit(key, shown, whole=whole))
+        document = archive.fit(key, entries, redactor.document, whole=whole)
+        members[f"{key}.json"] = archive.render(document)
     members["README.txt"] = README.format(noun=noun, name=case.name).encode()
     folder = f"agentlab-{noun}-{case.name}"
     return Bundle(folder, archive.pack(folder, members, _newest(case, history)))

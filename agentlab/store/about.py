@@ -52,7 +52,9 @@ def operations_of(tx: Tx, about: About, limit: int) -> list[OperationRow]:
         " OR json_extract(input, '$.workspace') = :workspace"
         " OR json_extract(input, '$.made') = :workspace"
         " OR job IN (SELECT value FROM json_each(:jobs))"
-        " OR (vmid = :vmid AND changed >= :since AND created < :until)"
+        # by their events: one that makes a sandbox begins before the sandbox's own record does
+        " OR id IN (SELECT operation FROM event"
+        "  WHERE vmid = :vmid AND at >= :since AND at < :until)"
         " ORDER BY created DESC, id DESC LIMIT :limit",
         {**_values(tx, about), "limit": limit},
     ).fetchall()

@@ -408,6 +408,18 @@ class Handlers(WorkHandlers):
         ]
         return m.TemplateCheckView("half-made", "VM 9001 on node pve", False, findings)
 
+    def job_doctor(self, _r: Any, path: dict[str, str], *_: Any) -> Bytes:
+        self.job_show(_r, path)
+        return _doctor(f"job {path['id']}")
+
+    def sandbox_doctor(self, _r: Any, path: dict[str, str], *_: Any) -> Bytes:
+        return _doctor(f"sandbox {self.sandbox_show(_r, path).vmid}")
+
+    def session_doctor(self, _r: Any, path: dict[str, str], *_: Any) -> Bytes:
+        if path["name"] != "lab":
+            raise unknown("session", path["name"], ["lab"])
+        return _doctor("session lab")
+
     def checks(self, *_: Any) -> m.CheckList:
         return m.CheckList(self.w.checks)
 
@@ -425,6 +437,11 @@ class Handlers(WorkHandlers):
             doing, state="failed" if error else "done", final=True, error=error
         )
         return doing
+
+
+def _doctor(text: str) -> Bytes:
+    """Some bundle; its bytes say of what."""
+    return Bytes(text.encode(), {"X-Content-Sha256": hashlib.sha256(text.encode()).hexdigest()})
 
 
 def _until(there: Callable[[], bool], query: dict[str, str]) -> None:
