@@ -13,7 +13,7 @@ import pytest
 from agentlab.client.unix import Lost
 from agentlab.errors import Unreachable
 from tests.faults.bench import Bench
-from tests.faults.scenarios import Scenario, Target, look
+from tests.faults.scenario import Scenario, Target, look
 
 _DEATH = 30.0
 # `make test` has some of the cases, `make soak` all of them
