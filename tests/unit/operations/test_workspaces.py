@@ -564,3 +564,37 @@ def test_check_says_what_mends_each_finding(bench: WorkBench) -> None:
     with bench.world.store.write() as tx:
         tx.execute("UPDATE workspace SET holder = 999")
     assert "lease-orphaned" in names()
+
+
+def test_a_request_that_is_asked_again_after_its_end_is_the_same(bench: WorkBench) -> None:
+    """Its reply was lost: what it asked for is gone by now, or is the other way round."""
+    bench.make()
+    vmid = bench.new().vmid
+    at = (bench.world, bench.runner, "work")
+    asked = [
+        lambda: requests.attach(*at, str(vmid), "first"),
+        lambda: requests.detach(*at, "second", force=False),
+        lambda: requests.delete(*at, "third"),
+    ]
+    first = [bench.ended(ask()).id for ask in asked]
+    assert [ask() for ask in asked] == first
+    with pytest.raises(Conflict, match="asked for something else"):
+        requests.delete(*at, "second")
+
+
+def test_a_detach_that_fails_at_its_end_leaves_the_lease_with_its_disk(bench: WorkBench) -> None:
+    """The answer that it is out was lost: it is put in again, and mounted."""
+    bench.make()
+    vmid = bench.new().vmid
+    assert bench.attach("work", vmid).state == "done"
+    real = bench.hypervisor.detach
+
+    def detach(vmid: int, volid: str, *, owner: str) -> None:
+        real(vmid, volid, owner=owner)
+        raise Conflict("the disk is on fire")
+
+    bench.hypervisor.detach = detach  # type: ignore[method-assign]
+    assert bench.detach("work").state == "failed"
+    assert bench.workspace().vmid == vmid
+    assert bench.hypervisor.plugged == {vmid: bench.workspace().volid}
+    assert bench.hypervisor.mounted == {vmid}
