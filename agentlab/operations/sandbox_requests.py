@@ -68,7 +68,7 @@ def _workspace_for(tx: Tx, spec: SandboxSpec) -> int:
     if not spec.workspace:
         return 0
     workspace = workspaces.get(tx, spec.workspace)
-    workspaces.refuse_attached(workspace, "use")
+    workspaces.refuse_attached(tx, workspace, "use")
     return workspace.id
 
 

@@ -84,7 +84,7 @@ def attach(world: World, runner: Runner, name: str, sandbox: str, key: str) -> s
         workspace_attach.refuse_second(tx, workspace, box)
         refuse_making(workspace, "attach")
         if workspace.holder != box.id:
-            workspaces.refuse_attached(workspace, "attach")
+            workspaces.refuse_attached(tx, workspace, "attach")
         _refuse_job(tx, workspace, box.vmid, f"attach workspace {name} to")
         return runner.submit(
             tx, workspace_attach.ATTACH, [subject_of(workspace.id)],
@@ -211,7 +211,7 @@ def _detached(
         if before is not None:
             return before.id
         workspace = workspaces.get(tx, name)
-        workspaces.refuse_attached(workspace, verb)
+        workspaces.refuse_attached(tx, workspace, verb)
         refuse_making(workspace, verb)
         if check is not None:
             check(tx, workspace)
@@ -240,7 +240,7 @@ def begin_fork(
     if snapshot:
         parse_snapshot_name(snapshot)
     source = workspaces.get(tx, name)
-    workspaces.refuse_attached(source, "fork")
+    workspaces.refuse_attached(tx, source, "fork")
     refuse_making(source, "fork")
     operation = new_id()
     made = begin_new(

@@ -178,13 +178,16 @@ def release_of(tx: Tx, sandbox: int, *, operation: str = "", reason: str = "") -
         release(tx, found.id, found.nonce, operation=operation, reason=reason)
 
 
-def refuse_attached(workspace: Workspace, verb: str) -> None:
+def refuse_attached(tx: Tx, workspace: Workspace, verb: str) -> None:
     """Conflict while a sandbox has it: what is done to a volume needs it detached."""
     if workspace.state is WorkspaceState.ATTACHED:
+        session = tx.execute(
+            "SELECT name FROM session WHERE workspace = ?", (workspace.id,)
+        ).fetchone()
+        stops = f", or: agentlab session stop {session['name']}" if session else ""
         raise Conflict(
             f"cannot {verb} workspace {workspace.name}: it is attached to sandbox {workspace.vmid}",
-            hint=f"agentlab workspace detach {workspace.name}, or stop its session:"
-            " agentlab session stop",
+            hint=f"detach it: agentlab workspace detach {workspace.name}{stops}",
             details={"vmid": workspace.vmid},
         )
 

@@ -13,11 +13,12 @@ from agentlab.errors import Busy, Conflict, Invalid, NotFound, Unavailable
 from agentlab.hypervisor.base import Machine, Power
 from agentlab.model.job import JobState
 from agentlab.model.sandbox import SandboxSpec, SandboxState
+from agentlab.model.session import Session
 from agentlab.model.workspace import WorkspaceSpec, WorkspaceState
 from agentlab.operations import session_stop, workspace_create, workspace_volume
 from agentlab.operations import workspace_requests as requests
 from agentlab.operations.sandbox_power import START, STOP
-from agentlab.store import operations, sandboxes, workspaces
+from agentlab.store import operations, sandboxes, sessions, workspaces
 from agentlab.store.operations import OperationRow
 from tests.unit.operations.bench import SPEC
 from tests.unit.operations.work_bench import WorkBench, bench
@@ -213,8 +214,13 @@ def test_what_needs_it_detached_refuses_and_says_what_detaches(bench: WorkBench,
     with pytest.raises(Conflict, match=f"attached to sandbox {box.vmid}") as told:
         DETACHED_ONLY[verb](bench)
     assert "agentlab workspace detach work" in told.value.hint
-    assert "agentlab session stop" in told.value.hint
     assert bench.hypervisor.calls == before
+    with bench.world.store.write() as tx:
+        found = workspaces.get(tx, "work")
+        sessions.create(tx, Session("lab", found.id, "demo", 0.0, 0.0))
+    with pytest.raises(Conflict) as told:
+        DETACHED_ONLY[verb](bench)
+    assert "agentlab session stop lab" in told.value.hint
 
 
 @pytest.mark.parametrize(
