@@ -16,6 +16,7 @@ from typing import Any
 
 from fakepve.model import TaskError
 
+from agentlab.errors import AgentLabError
 from agentlab.hypervisor.local.images import header_size
 from tests.fakes.pve.node import ProxmoxNode
 
@@ -43,7 +44,7 @@ class WorkFiles(ProxmoxNode):
             return
         known = self.storages[self.storage]["volumes"]
         for path in self.shelf.glob("*/vm-*-agentlab-*.qcow2"):
-            with contextlib.suppress(FileNotFoundError, ValueError):
+            with contextlib.suppress(FileNotFoundError, AgentLabError):  # it is being made
                 name, size = f"{path.parent.name}/{path.name}", header_size(path) << 20
                 facts = {"content": "images", "format": "qcow2", "vmid": int(path.parent.name)}
                 known.setdefault(name, {**facts, "ctime": 0})["size"] = size
