@@ -8,13 +8,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import struct
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from fakepve import schema
 from fakepve.model import TaskError
+from fakepve.server import API
 
 from agentlab.errors import AgentLabError
 from agentlab.hypervisor.local.images import header_size
@@ -38,6 +41,13 @@ class WorkFiles(ProxmoxNode):
     def file_of(self, volid: str) -> Path:
         assert self.shelf is not None
         return self.shelf / volid.partition(":")[2]
+
+    async def _fault_for(self, request: Any, match: Any) -> Any:
+        """A volume's name has a slash, with which fakepve's table finds no line."""
+        if match is None and "/content/" in request.path:
+            path = re.sub(r"(?<=/content/)([^/]+)/", r"\1%2F", request.path.removeprefix(API))
+            match = schema.load().match(path)
+        return await super()._fault_for(request, match)
 
     def _scan(self) -> None:
         if self.shelf is None:
