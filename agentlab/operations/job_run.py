@@ -204,7 +204,7 @@ class _JobRun:
                 return lambda tx: is_off(tx, vmid, call.operation.id)
             self._world.hypervisor.stop(vmid, owner=owner)
             unfence(self._world, vmid)
-            take_away(self._world, sandbox)
+            take_away(self._world, sandbox, operation=call.operation.id)
             self._world.hypervisor.destroy(vmid, owner=owner)
         except (NotFound, NotOurs) as gone:  # or else it would be tried for ever
             unfence(self._world, vmid)

@@ -118,7 +118,7 @@ class _Gone:
             return None
         vmid, reason = call.operation.vmid, ""
         try:
-            take_away(self._world, self._sandbox(call))
+            take_away(self._world, self._sandbox(call), operation=call.operation.id)
             self._world.hypervisor.destroy(vmid, owner=self._world.installation)
         except NotOurs as taken:
             if not _forced(call):

@@ -604,3 +604,19 @@ def test_a_detach_that_fails_at_its_end_leaves_the_lease_with_its_disk(bench: Wo
     assert bench.workspace().vmid == vmid
     assert bench.hypervisor.plugged == {vmid: bench.workspace().volid}
     assert bench.hypervisor.mounted == {vmid}
+
+
+def test_a_sandbox_that_cannot_be_destroyed_has_given_its_workspace_up(bench: WorkBench) -> None:
+    """Its disk is out by then: a lease without it would keep the workspace from everybody."""
+    bench.make()
+    vmid = bench.new().vmid
+    assert bench.attach("work", vmid).state == "done"
+
+    def destroy(vmid: int, *, owner: str) -> None:
+        raise Conflict("the disk is on fire")
+
+    bench.hypervisor.destroy = destroy  # type: ignore[method-assign]
+    assert bench.ended(bench.destroy(vmid)).state == "failed"
+    assert bench.box(vmid).state is SandboxState.STOPPED
+    assert (bench.workspace().state, bench.workspace().holder) == (WorkspaceState.DETACHED, 0)
+    assert bench.hypervisor.plugged == {}
