@@ -302,7 +302,7 @@ def test_a_killed_detach_ends(kept: Kept, moment: str) -> None:
 
 
 def test_what_is_killed_while_it_is_detached_ends(kept: Kept) -> None:
-    """Snapshot, restore, fork and resize, one after the other."""
+    """Snapshot, restore, fork, fsck and resize, one after the other."""
     place, size = kept.place, kept.place.mib * 5
     place.killed_at("after:do:snapshot", "workspace snapshot create data killed")
     assert place.last("workspace.snapshot") == ("done", "")
@@ -322,6 +322,8 @@ def test_what_is_killed_while_it_is_detached_ends(kept: Kept) -> None:
         same = ["qemu-img", "compare", place.image("data"), place.image(each)]
         subprocess.run(same, check=True, capture_output=True)
         place.run(f"workspace delete --yes {each}")
+    place.killed_after(0.2, "workspace fsck data --repair")
+    assert place.last("workspace.fsck") == ("done", "")
     place.killed_at("after:do:grow", f"workspace resize data --size {size}M")
     assert place.last("workspace.resize") == ("done", "")
     assert place.show("data")["size"] == size
