@@ -66,6 +66,9 @@ JOB_ARTIFACTS = Endpoint(
 JOB_ARTIFACT = Endpoint(
     "job_artifact", "GET", "/v1/jobs/{id}/artifacts/{name...}", N, Raw, "one artifact's bytes"
 )
+JOB_DOCTOR = Endpoint(
+    "job_doctor", "GET", "/v1/jobs/{id}/doctor", N, Raw, "a job's doctor bundle, a tar.gz"
+)
 BUNDLE_PUT = Endpoint(
     "bundle_put", "PUT", "/v1/bundles/{sha256}", Raw, m.BundleView,
     "send a git bundle for a job to come; again is the same",
@@ -141,6 +144,14 @@ SNAPSHOT_RESTORE = Endpoint(
 SNAPSHOT_DELETE = Endpoint(
     "snapshot_delete", "POST", "/v1/sandboxes/{vmid}/snapshots/{name}/delete", N, m.OperationView,
     "delete a snapshot", status=202,
+)  # fmt: skip
+SANDBOX_DOCTOR = Endpoint(
+    "sandbox_doctor", "GET", "/v1/sandboxes/{vmid}/doctor", N, Raw,
+    "a sandbox's doctor bundle, a tar.gz",
+)  # fmt: skip
+SESSION_DOCTOR = Endpoint(
+    "session_doctor", "GET", "/v1/sessions/{name}/doctor", N, Raw,
+    "a session's doctor bundle, a tar.gz",
 )  # fmt: skip
 INVENTORY = Endpoint(
     "inventory", "GET", "/v1/inventory", N, m.Inventory, "the hypervisor's machines, and whose"
@@ -296,4 +307,5 @@ ENDPOINTS: tuple[Endpoint[object, object], ...] = (
     SESSION_DELETE,
     PROFILE_LIST,
     TEMPLATE_LIST, TEMPLATE_BUILD, TEMPLATE_CHECK, OPERATION_SHOW, CHECKS,
+    JOB_DOCTOR, SANDBOX_DOCTOR, SESSION_DOCTOR,
 )  # type: ignore[assignment]  # fmt: skip

@@ -107,17 +107,16 @@ def resume(
     Conflict for one that runs already, and for who comes second.
     """
     identity = new_id()
+    digest = digest_of("session.resume", name, ttl, keepalive)
     with world.store.read() as tx:
+        before = earlier(tx, key, digest)
+        if before is not None:
+            return before.id
         session = sessions.get(tx, name)
     spec = SandboxSpec(
         profile=session.profile, name=f"{name[:50]}-{identity[-7:]}", ttl=ttl,
         keepalive=keepalive, labels={"session": name}, queue=queue,
     )  # fmt: skip
-    digest = digest_of("session.resume", session.id, ttl, keepalive)
-    with world.store.read() as tx:
-        before = earlier(tx, key, digest)
-    if before is not None:
-        return before.id
     planned = plan_sandbox(world, spec)
     with world.store.write() as tx:
         before = earlier(tx, key, digest)
@@ -174,12 +173,12 @@ def stop(world: World, runner: Runner, name: str, key: str, *, force: bool = Fal
 
     Busy while a job runs in it; `force` cancels that first.
     """
+    digest = digest_of(session_stop.STOP, name, force)
     with world.store.write() as tx:
-        session, workspace = _whole(tx, name)
-        digest = digest_of(session_stop.STOP, session.id, workspace.holder, force)
         before = earlier(tx, key, digest)
         if before is not None:
             return before.id
+        session, workspace = _whole(tx, name)
         sandbox = sandboxes.find(tx, workspace.vmid) if workspace.vmid else None
         if sandbox is None or sandbox.id != workspace.holder:
             return ""
@@ -268,13 +267,13 @@ def begin_branch(
 
 def delete(world: World, runner: Runner, name: str, key: str, *, with_workspace: bool) -> str:
     """The operation that deletes a session, and its workspace when that is asked for too."""
+    digest = digest_of(session_stop.DELETE, name, with_workspace)
     with world.store.write() as tx:
-        session, workspace = sessions.get(tx, name), None
-        workspace = workspaces.by_id(tx, session.workspace)
-        digest = digest_of(session_stop.DELETE, session.id, with_workspace)
         before = earlier(tx, key, digest)
         if before is not None:
             return before.id
+        session = sessions.get(tx, name)
+        workspace = workspaces.by_id(tx, session.workspace)
         if workspace is None or workspace.state is WorkspaceState.DELETED:
             sessions.delete(tx, session.id)
             return ""

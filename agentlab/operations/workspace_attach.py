@@ -174,7 +174,7 @@ def detach(world: World) -> Operation:
             workspace_turn(begin),
             sandbox_turn(may_detach),
             Step("unmount", work.unmount, _GUEST * 10, undo=work.mount_again),
-            Step("detach", work.unplug, _PLUG),
+            Step("detach", work.unplug, _PLUG, undo=work.plug_again),
         ],
     )
 
@@ -209,6 +209,19 @@ class Detaching:
         with contextlib.suppress(AgentLabError):
             if running(self._world, call.operation.vmid):
                 work_mount.mount(self._world, workspace, call.operation.vmid)
+        return None
+
+    def plug_again(self, call: Call) -> Result:
+        """It may be out, and the lease is there still: a lease without its disk helps nobody."""
+        nonce = str(call.outputs["turn"].get("nonce", ""))
+        with call.store.read() as tx:
+            workspace = live_workspace(tx, call.operation)
+        if is_gone(call) or not nonce or workspace.nonce != nonce:
+            return None
+        with contextlib.suppress(NotFound, NotOurs):
+            self._world.hypervisor.attach(
+                call.operation.vmid, volid_of(call), owner=self._world.installation
+            )
         return None
 
     def unplug(self, call: Call) -> Result:

@@ -74,12 +74,12 @@ def refuse_taken(tx: Tx, name: str) -> None:
 
 def attach(world: World, runner: Runner, name: str, sandbox: str, key: str) -> str:
     """The operation that gives a sandbox (VMID or name) a workspace."""
+    digest = digest_of(workspace_attach.ATTACH, name, sandbox)
     with world.store.write() as tx:
-        workspace, box = workspaces.get(tx, name), sandboxes.get_live(tx, sandbox)
-        digest = digest_of(workspace_attach.ATTACH, workspace.id, box.id)
         before = earlier(tx, key, digest)
         if before is not None:
             return before.id
+        workspace, box = workspaces.get(tx, name), sandboxes.get_live(tx, sandbox)
         workspace_attach.refuse_sandbox(box, "attach")
         workspace_attach.refuse_second(tx, workspace, box)
         refuse_making(workspace, "attach")
@@ -95,12 +95,12 @@ def attach(world: World, runner: Runner, name: str, sandbox: str, key: str) -> s
 
 def detach(world: World, runner: Runner, name: str, key: str, *, force: bool) -> str:
     """The operation that takes a workspace from the sandbox that has it; detached: it does nothing."""
+    digest = digest_of(workspace_attach.DETACH, name, force)
     with world.store.write() as tx:
-        workspace = workspaces.get(tx, name)
-        digest = digest_of(workspace_attach.DETACH, workspace.id, force)
         before = earlier(tx, key, digest)
         if before is not None:
             return before.id
+        workspace = workspaces.get(tx, name)
         _refuse_job(tx, workspace, workspace.vmid, f"detach workspace {name} from")
         held = sandboxes.find(tx, workspace.vmid) if workspace.vmid else None
         if held is not None and held.id == workspace.holder:
@@ -205,12 +205,12 @@ def _detached(
     given: Mapping[str, object], check: _Checked | None = None,
 ) -> str:  # fmt: skip
     """Writes an operation down that needs the workspace detached; Conflict says which sandbox has it."""
+    digest = digest_of(kind, name, given)  # by its name: what was deleted is asked for again, too
     with world.store.write() as tx:
-        workspace = workspaces.get(tx, name)
-        digest = digest_of(kind, workspace.id, given)
         before = earlier(tx, key, digest)
         if before is not None:
             return before.id
+        workspace = workspaces.get(tx, name)
         workspaces.refuse_attached(workspace, verb)
         refuse_making(workspace, verb)
         if check is not None:
@@ -262,12 +262,12 @@ def rebind(
 
     `spec.profile` "" is the old one's.  The old sandbox is destroyed afterwards, unless `keep_old`.
     """
+    digest = digest_of(workspace_rebind.KIND, name, dataclasses.asdict(spec), keep_old)
     with world.store.read() as tx:
-        workspace = workspaces.get(tx, name)
-        digest = digest_of(workspace_rebind.KIND, workspace.id, dataclasses.asdict(spec), keep_old)
         before = earlier(tx, key, digest)
         if before is not None:
             return before.id
+        workspace = workspaces.get(tx, name)
         held = sandboxes.find(tx, workspace.vmid) if workspace.vmid else None
     if held is None or held.id != workspace.holder:
         raise Conflict(

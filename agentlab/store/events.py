@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from agentlab import clock
 from agentlab.model.event import Event
@@ -50,6 +50,15 @@ def after(
     rows = tx.execute(
         f"SELECT * FROM event WHERE {' AND '.join(where)} ORDER BY seq LIMIT ?",  # noqa: S608  # columns are ours
         (*values, limit),
+    )
+    return [_event(row) for row in rows]
+
+
+def these(tx: Tx, seqs: Sequence[int]) -> list[Event]:
+    """Events by their sequence numbers, oldest first."""
+    rows = tx.execute(
+        "SELECT * FROM event WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq",
+        (json.dumps(list(seqs)),),
     )
     return [_event(row) for row in rows]
 

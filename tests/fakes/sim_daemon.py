@@ -13,10 +13,12 @@ over the Proxmox driver by REST.  Not real are:
   one under kill is in tests/faults/test_kill.py, with real VMs);
 - the time: loops look more often, graces are short, and `offset` in the control file moves the
   clock of records by so many seconds;
-- the driver's looks: more often, since nothing costs anything here.
+- the driver's looks: more often, since nothing costs anything here;
+- the check of a volume's file system: what its guests have put there is none (`sim_work.py`), so it
+  is looked at and mended by the same rules here.  All else that root's tools do to a volume is real.
 
 The control file is read whenever a point is reached: at each boundary of a step, and before and
-after each call that changes something (the latter when the request was carried out and its answer
+after each call, and each program of a node, that changes something (the latter when the request was carried out and its answer
 is here, and nobody knows of it yet).  `kill` names the point at which SIGKILL comes, `skip` how
 many times it is passed before that, `fail` a step ("KIND STEP") that raises when it is done.
 Points that are reached are written to the trace file.
@@ -47,15 +49,29 @@ import pkgutil
 from agentlab import clock, config, control, log
 from agentlab.daemon import build, handlers, main  # noqa: F401  # handlers: loaded before the fork
 from agentlab.errors import Conflict
-from agentlab.hypervisor.base import Capabilities
-from agentlab.hypervisor.proxmox import checks, driver, rest, rights, template  # noqa: F401
+from agentlab.hypervisor import qemu_img
+from agentlab.hypervisor.base import Capabilities, FileSystem, VolumeCheck
+from agentlab.hypervisor.proxmox import (  # noqa: F401
+    checks,
+    driver,
+    node,
+    rest,
+    rights,
+    storage_plan,
+    template,
+    tool,
+)  # fmt: skip
 from agentlab.network.settings import Member
 from agentlab.operations import job_run
 from agentlab.store.operations import OperationRow
+from tests.fakes import sim_work
+from tests.fakes.sim_door import open_door
 
 _LOOK = 0.4  # seconds between looks at machines
 _LOOP = 0.4  # and between the rounds of loops
 _GRACE = 1.0
+PROGRAM = "RUN"  # where a call has its method
+_CHANGES = ("snapshot", "resize", "-c", "-a", "-d")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +177,47 @@ class Watched:
         return answer
 
 
+def watch_programs(sim: Sim) -> None:
+    """Makes points of the programs that change a volume, as of calls."""
+    real_do, real_convert = tool.do, qemu_img.convert
+
+    def do(words: Sequence[str], what: str, **more: Any) -> str:
+        if words[0] != "qemu-img" or words[1] == "info":
+            return real_do(words, what, **more)
+        verb = " ".join(word for word in words[1:4] if word in _CHANGES)
+        return str(_reached(sim, f"qemu-img {verb}", lambda: real_do(words, what, **more)))
+
+    def convert(words: Sequence[str], progress: Any) -> None:
+        _reached(sim, "qemu-img convert", lambda: real_convert(words, progress))
+
+    tool.do, qemu_img.convert = do, convert  # type: ignore[assignment]
+
+
+def _reached(sim: Sim, program: str, act: Callable[[], Any]) -> Any:
+    point = f"{sim.place} {PROGRAM} {program}"
+    sim.reach(f"call before {point}")
+    answer = act()
+    sim.reach(f"call after {point}")
+    return answer
+
+
+def check_volume(
+    self: node.NodeTools, storage: storage_plan.Storage, volume: str, *, repair: bool
+) -> VolumeCheck:
+    """As the real one, of what `sim_work` puts on a volume."""
+    plan = storage_plan.plan_volume_tool(storage, volume, "check")
+    self.snapshots(storage, volume)  # NoSuchVolume
+    found = sim_work.read(Path(plan.name))
+    if not found.fs:
+        return VolumeCheck(FileSystem.BLANK, "nothing was ever written to it")
+    if found.fs == "clean":
+        return VolumeCheck(FileSystem.CLEAN, "clean")
+    if not repair:
+        return VolumeCheck(FileSystem.NEEDS_REPAIR, found.fs)
+    sim_work.write(Path(plan.name), sim_work.Content("clean", found.text))
+    return VolumeCheck(FileSystem.REPAIRED, "mended")
+
+
 def template_of(path: str) -> str:
     """`/nodes/pve/qemu/1001/status/start` as Proxmox's own documentation writes it."""
     for pattern, name in (
@@ -217,6 +274,9 @@ def prepare(sim: Sim, members: Path) -> None:
     build.TRANSPORTS = {"api": lambda given: Watched(real(given), sim)}  # type: ignore[assignment,return-value,arg-type]
     build.Fence = lambda _: FileFence(members)  # type: ignore[assignment,misc,return-value]
     clock.now = sim.now
+    watch_programs(sim)
+    node.NodeTools.check_volume = check_volume  # type: ignore[method-assign]
+    open_door()
     job_run._GRACE = _GRACE
     for found in pkgutil.iter_modules(control.__path__):
         module = importlib.import_module(f"agentlab.control.{found.name}")

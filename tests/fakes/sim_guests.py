@@ -2,7 +2,7 @@
 does, by the real guest listener, from its own address, and reports how it went.
 
 What a job does is its task: "complete", "fail", or "hold", which goes on until the job is
-cancelled or `let_go`.
+cancelled or `let_go`.  One that has /work adds a word to what is there, and syncs nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tests.fakes.pve.node import FakeVm, ProxmoxNode, SimulatedGuests
+from tests.fakes.sim_work import WorkDisks
 
 BOOTSTRAP = "/run/agentlab/bootstrap.json"
+WORK = ["/usr/local/bin/agentlab", "guest", "work"]
+WROTE = " and a job"
 _RETRY = 0.05
 _PATIENCE = 60.0
 _DONE = (200, 201, 202)
@@ -32,6 +35,7 @@ class Guests(SimulatedGuests):
     """`delivered`, `claimed` and `reported` say what each job's guest met with, by job."""
 
     node: ProxmoxNode | None = None
+    work: WorkDisks | None = None
     mute: bool = False  # no agent answers
     delivered: dict[str, list[int]] = field(default_factory=dict)  # the VMID of each delivery
     claimed: Counter[str] = field(default_factory=Counter)
@@ -61,6 +65,9 @@ class Guests(SimulatedGuests):
             self._told.add((vmid, name))
         if again and name:
             return 125, "", f"{name} again"
+        if argv[4:7] == WORK and self.work is not None and self.node is not None:
+            vm = self.node.vm(vmid)
+            return self.work.answer(vm, argv[7:]) if vm else (1, "", "there is no machine")
         if BOOTSTRAP in argv:
             self._deliver(vmid, json.loads(base64.b64decode(stdin)))
         return 0, "", ""
@@ -105,6 +112,8 @@ class _Runner:
             return
         with self._guests._lock:
             self._guests.claimed[self._job] += 1
+        if self._guests.work is not None:
+            self._guests.work.add(self._vmid, WROTE)
         outcome = {"fail": "failed"}.get(str(job["task"]), "completed")
         if job["task"] == "hold":
             outcome = self._hold()

@@ -30,13 +30,18 @@ from agentlab.api import table
 from agentlab.api.table import Endpoint
 from agentlab.client.client import Client
 from agentlab.errors import Unavailable, Unreachable
-from agentlab.hypervisor.proxmox.names import parse_owner, volume_name
+from agentlab.hypervisor.proxmox.names import parse_owner
 from agentlab.model.sandbox import CLEAN
-from tests.fakes.pve.node import TOKEN, FakeVm, ProxmoxNode, TaskError
+from tests.fakes.pve.commands import make_commands
+from tests.fakes.pve.node import TOKEN, FakeVm, TaskError
 from tests.fakes.pve.serving import Served, serve
 from tests.fakes.pve.tasks import TaskFault
+from tests.fakes.pve.work_files import WorkFiles
 from tests.fakes.sim_daemon import Order
+from tests.fakes.sim_door import DOOR, Answer, Asked
 from tests.fakes.sim_guests import Guests
+from tests.fakes.sim_work import WORK, Content, WorkDisks, read, volid_of, write
+from tests.faults.held import look_at_workspaces
 
 ROOT = Path(__file__).resolve().parents[2]
 VMIDS = (1000, 1399)
@@ -54,8 +59,9 @@ _PATIENCE = 60.0
 _OURS = {"READY": "running", "RUNNING": "running", "SUSPENDED": "paused", "STOPPED": "stopped"}
 
 
-class Node(ProxmoxNode):
-    """Notes what must never be seen: power without rules, a work disk in a snapshot.
+class Node(WorkFiles):
+    """Notes what must never be seen: power without rules, a work disk in a snapshot, one that two
+    machines have, one that is torn out of a guest.
 
     `disks` says for each machine what is on its root disk: "new", or how often it has had power
     since; a rollback puts it back.
@@ -71,6 +77,41 @@ class Node(ProxmoxNode):
         self.boots: Counter[int] = Counter()
         self.clone_faults: dict[int, TaskFault] = {}
         self.strangers: set[int] = set()
+        self.work = WorkDisks(self)
+
+    async def _configure(self, vm: FakeVm, user: str, asked: Any) -> None:
+        try:
+            await super()._configure(vm, user, asked)
+        finally:
+            self._one_each()
+
+    def _one_each(self) -> None:
+        """Looked at after every change of a configuration."""
+        had = [{str(each).split(",")[0] for each in (vm.config.get(WORK), vm.pending.get(WORK)) if each}
+               for vm in self.vms]  # fmt: skip
+        names = [volid for each in had for volid in each]
+        for volid in {each for each in names if names.count(each) > 1}:
+            self.violations.append(f"two machines have {volid} at once")
+
+    def powered_off(self, vm: FakeVm) -> None:
+        super().powered_off(vm)
+        self.work.cut(vm.vmid)
+
+    def on_shutdown(self, vm: FakeVm, timeout: float) -> bool:
+        self.work.shut_down(vm.vmid)
+        return super().on_shutdown(vm, timeout)
+
+    def on_attach(self, vm: FakeVm, key: str, volid: str, serial: str) -> None:
+        super().on_attach(vm, key, volid, serial)
+        if key == WORK:
+            self.work.plug(vm.vmid, volid)
+
+    def on_detach(self, vm: FakeVm, key: str, volid: str) -> None:
+        super().on_detach(vm, key, volid)
+        if key == WORK:
+            if vm.qmpstatus != "running":
+                raise TaskError(f"hotplug problem - error on hot-unplugging device '{key}'")
+            self.work.unplug(vm.vmid, volid)
 
     def fail_clone(self, vmid: int, text: str) -> TaskFault:
         """The next clone to this VMID fails, and takes away what it made."""
@@ -93,6 +134,7 @@ class Node(ProxmoxNode):
             self.violations.append(f"stranger {vm.vmid} was started")
         elif str(vm.vmid) not in json.loads(self.members.read_text()):
             self.violations.append(f"VM {vm.vmid} has power and no rules")
+        self.work.power(vm)
         self.boots[vm.vmid] += 1
         self.disks[vm.vmid] = f"used {self.boots[vm.vmid]}"
 
@@ -323,17 +365,41 @@ class Bench:
         found = self.rows("SELECT * FROM sandbox WHERE vmid = ? ORDER BY id DESC LIMIT 1", vmid)
         return found[0] if found else {}
 
-    def attach_work(self, vmid: int) -> str:
-        """Gives a machine a work disk of ours; its volid."""
-        with self.served.paused() as node:
-            number = 990001 + vmid
-            name = f"{number}/{volume_name(number, self.owner, '.qcow2')}"
-            node.storages["local"]["volumes"][name] = {
-                "content": "images", "format": "qcow2", "size": 1 << 30, "vmid": number,
-                "ctime": 1795443888,
-            }  # fmt: skip
-            node.vm(vmid).config["scsi1"] = f"local:{name},size=1G"
-        return f"local:{name}"
+    # ------------------------------------------------------------------- workspaces
+
+    def door(self, verb: str, name: str, *, key: str = "", **asked: Any) -> Answer:
+        """One request about a workspace, a session, or a job that has one."""
+        return self.ask(DOOR, Asked(verb, name, **asked), key=key)  # type: ignore[no-any-return]
+
+    def workspace(self, name: str, text: str = "", *, session: bool = False) -> str:
+        """A workspace of 64 MiB with a file system, as a guest has left it; its volid."""
+        verb = "session create" if session else "create"
+        self.done(self.door(verb, name, size=64).operation)
+        self.poke("UPDATE workspace SET formatted = 1 WHERE name = ?", name)
+        volid = str(self.work(name)["volid"])
+        write(self.node.file_of(volid), Content("clean", text))
+        return volid
+
+    def attach_work(self, vmid: int, name: str, text: str = "", more: str = "") -> None:
+        """Gives a sandbox a workspace with a text that is synced, and `more`, which is not."""
+        self.workspace(name, text)
+        self.done(self.door("attach", name, to=str(vmid)).operation)
+        if more:
+            self.node.work.add(vmid, more)
+
+    def work(self, name: str) -> dict[str, Any]:
+        """The record of a workspace, also one that is deleted."""
+        found = self.rows("SELECT * FROM workspace WHERE name = ? ORDER BY id DESC LIMIT 1", name)
+        return found[0] if found else {}
+
+    def content(self, volid: str) -> Content:
+        """What is on a volume."""
+        return read(self.node.file_of(volid))
+
+    def holders(self, node: Node, volid: str) -> list[int]:
+        """The machines that have a volume, or will have it at their next start."""
+        return [vm.vmid for vm in node.vms if volid and (
+            volid_of(vm) == volid or str(vm.pending.get(WORK, "")).startswith(f"{volid},"))]  # fmt: skip
 
     def behind(self, vmid: int, what: str) -> None:
         """Somebody else stops or destroys a machine."""
@@ -363,6 +429,10 @@ class Bench:
             found += self._leftovers(node, {row["vmid"] for row in live})
             seen = [row for row in live if drift is not None and row["vmid"] not in drift]
             found += self._disagreements(node, seen)
+            found += node.work.torn
+            node.work.torn.clear()
+            sure = {row["id"]: row["vmid"] for row in seen}
+            found += look_at_workspaces(self, node, sure, all_seen=drift is not None)
             on = {vm.vmid for vm in node.vms if vm.status == "running"}
         fenced = [row for row in live if row in seen or row["vmid"] in on]  # without power no need
         found += [*self._held(live), *self._unfenced(fenced)]
@@ -562,6 +632,8 @@ def bench(
     guests = Guests()
     made = node or Node(guests=guests, time_scale=time_scale)
     made.guests, guests.node, made.members = guests, made, scratch / "members.json"
+    guests.work = made.work
+    made.shelve(scratch / "storage")
     made.make_template(name="debian-12", size=1 << 30)
     _make_strangers(made)
     second = secrets.randbelow(250) + 2
@@ -573,8 +645,9 @@ def bench(
         mount = f'mount -t tmpfs -o size={disk} tmpfs {data} && exec "$@"'
         words = ["unshare", "--mount", "sh", "-c", mount, "sh", *words]
     forge = subprocess.Popen(
-        words, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+        words, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env={**os.environ, "PATH": f"{scratch}/bin:{os.environ['PATH']}"},
+    )  # fmt: skip
     if disk:
         data = Path(f"/proc/{forge.pid}/root{data}")
     built: Bench | None = None
@@ -583,6 +656,8 @@ def bench(
     try:
         with serve(made, scratch) as served:
             _write_settings(scratch, served, second, port, extra)
+            make_commands(served, scratch / "bin")
+            made.pvesh_secs = 0.0
             built = Bench(scratch, data, served, guests, forge, port, second)
             built.arm()
             with served.paused():

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from agentlab.client.unix import Lost
-from agentlab.errors import Unreachable
+from agentlab.errors import AgentLabError, Unreachable
 from tests.faults.bench import Bench
-from tests.faults.scenarios import Scenario, Target, look
+from tests.faults.scenario import Scenario, Target, look
 
 _DEATH = 30.0
 # `make test` has some of the cases, `make soak` all of them
@@ -87,7 +87,18 @@ def play(bench: Bench, scenario: Scenario, kill: str = "") -> tuple[Target, list
         else:
             target.operation = scenario.ask(bench, target)
         bench.quiet()
+        if target.work:
+            wrong += asked_again(bench, scenario, target)
     return target, wrong + bench.wrong()
+
+
+def asked_again(bench: Bench, scenario: Scenario, target: Target) -> list[str]:
+    """The same request after the end of all: its reply may have been lost until then."""
+    try:
+        again = scenario.ask(bench, target)
+    except AgentLabError as error:
+        return [f"asked again: {type(error).__name__}: {error}"]
+    return [] if again == target.operation else [f"asked again: operation {again!r}"]
 
 
 def die(

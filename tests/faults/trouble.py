@@ -10,6 +10,7 @@ from agentlab.client.unix import Lost
 from agentlab.errors import Unreachable
 from tests.fakes.pve.front import Fault
 from tests.fakes.pve.tasks import TaskFault
+from tests.fakes.sim_daemon import PROGRAM
 from tests.faults.bench import VMIDS, Bench, Node
 from tests.faults.play import Tally, begin, outcome, unmuted
 from tests.faults.scenarios import Scenario, Target
@@ -89,10 +90,11 @@ class Case:
 
 
 def cases_of(scenario: Scenario, calls: Sequence[str], troubles: Sequence[str]) -> list[Case]:
-    """Each of these troubles with each of these calls; and an inventory that cannot be read."""
+    """Each of these troubles with each of these calls of Proxmox; and an inventory that cannot be read."""
     found = [
         Case(scenario, call, trouble)
         for call in calls
+        if not call.startswith(PROGRAM)
         for trouble in troubles
         if not (trouble.startswith("failed task") and call.endswith(_NO_TASK))
     ]

@@ -66,10 +66,12 @@ def _client(ctx: Context) -> Client:
 def _wait(
     ctx: Context, client: Client, operation: m.OperationView | None, what: str, doing: str,
     name: str,
-) -> None:  # fmt: skip
-    if operation is not None:
-        hint = f"see what it does: agentlab session show {name}"
-        watch.done(ctx, client, operation, what, doing, hint=hint)
+) -> m.OperationView | None:  # fmt: skip
+    """The operation when it is done; None when there was none."""
+    if operation is None:
+        return None
+    hint = f"see what it does: agentlab session show {name}"
+    return watch.done(ctx, client, operation, what, doing, hint=hint)
 
 
 def resume(ctx: Context) -> Answer:
@@ -121,9 +123,8 @@ def delete(ctx: Context) -> Answer:
     )
     if ctx.args.flag("--no-wait") and ended.operation is not None:
         return Answer(ended, [f"operation {safe(ended.operation.id)}"])
-    _wait(
-        ctx, client, ended.operation, f"delete session {name}", f"deleting session {name}", name
-    )  # fmt: skip
+    what, doing = f"delete session {name}", f"deleting session {name}"
+    last = _wait(ctx, client, ended.operation, what, doing, name)
     stays = each.state != "GONE" and not with_workspace
     rest = f"{work} stays" if stays else f"{work} is gone"
-    return Answer(ended, [f"session {safe(name)} deleted; {safe(rest)}"])
+    return Answer(m.SessionEnded(name, last), [f"session {safe(name)} deleted; {safe(rest)}"])

@@ -27,3 +27,12 @@ FROM_SNAPSHOT = Arg(
     "--from-snapshot", "as this snapshot has it; default: as it is now", value="NAME"
 )
 SNAPSHOT = Arg("NAME", "the snapshot's name", required=True)
+DOCTOR = (
+    Arg(
+        "--out",
+        "file to write to, or directory (one that is there, or ends with /) for a file of"
+        " the default name; default: the present one",
+        value="PATH",
+    ),
+    Arg("--force", "overwrite a file that is there"),
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentlab.cli.command import Arg, Command
-from agentlab.cli.tables.common import FOLLOW, JOB, NO_WAIT, RUN, TAIL
+from agentlab.cli.tables.common import DOCTOR, FOLLOW, JOB, NO_WAIT, RUN, TAIL
 
 _PLAN = (
     Arg("--repo", "git URL, or a path on this machine", value="REPO", required=True),
@@ -73,5 +73,9 @@ JOBS: tuple[Command, ...] = (
             Arg("--force", "overwrite files that are there"),
         ),
         RUN + "artifacts:download", "agentlab job artifacts download ID changes.patch --out work",
+    ),
+    Command(
+        "job", "doctor", "write a job's doctor bundle: records, events, no secrets",
+        (JOB, *DOCTOR), RUN + "doctor:job", "agentlab job doctor ID --out bundles/",
     ),
 )  # fmt: skip

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from agentlab.cli.command import Arg, Command
-from agentlab.cli.tables.common import AND_SSH, NO_QUEUE, NO_WAIT, RUN, SANDBOX, SNAPSHOT, YES
+from agentlab.cli.tables.common import (
+    AND_SSH,
+    DOCTOR,
+    NO_QUEUE,
+    NO_WAIT,
+    RUN,
+    SANDBOX,
+    SNAPSHOT,
+    YES,
+)
 
 _LOST = "files under / that came later are lost, /work is not touched"
 _SANDBOX_PLAN = (
@@ -164,5 +173,10 @@ SANDBOXES: tuple[Command, ...] = (
             Arg("--user", "whose files they are in the sandbox; default: agent", value="USER"),
         ),
         RUN + "sandbox_cp:cp", "agentlab sandbox cp src 1003:/work",
+    ),
+    Command(
+        "sandbox", "doctor", "write a sandbox's doctor bundle: records, events, no secrets",
+        (SANDBOX, *DOCTOR), RUN + "doctor:sandbox",
+        "agentlab sandbox doctor 1003 --out bundles/",
     ),
 )  # fmt: skip

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from agentlab.cli.command import Arg, Command
-from agentlab.cli.tables.common import AND_SSH, FROM_SNAPSHOT, NO_QUEUE, NO_WAIT, RUN, STORAGE, YES
+from agentlab.cli.tables.common import (
+    AND_SSH,
+    DOCTOR,
+    FROM_SNAPSHOT,
+    NO_QUEUE,
+    NO_WAIT,
+    RUN,
+    STORAGE,
+    YES,
+)
 
 SESSION = Arg("SESSION", "the session's name", required=True)
 _RUN = RUN + "session:"
@@ -65,5 +74,10 @@ SESSIONS: tuple[Command, ...] = (
         (SESSION, Arg("--with-workspace", "its workspace goes too, with all that is in it"), YES,
          NO_WAIT),
         _RUN + "delete", "agentlab session delete --yes fix",
+    ),
+    Command(
+        "session", "doctor", "write a session's doctor bundle: records, events, no secrets",
+        (SESSION, *DOCTOR), RUN + "doctor:session",
+        "agentlab session doctor fix --out bundles/",
     ),
 )  # fmt: skip

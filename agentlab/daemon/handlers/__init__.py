@@ -10,6 +10,7 @@ from agentlab.daemon.handlers import (
     artifacts,
     bundles,
     checks,
+    doctor,
     events,
     job_log,
     jobs,
@@ -93,4 +94,7 @@ HANDLERS: Mapping[str, Handler] = {
     "session_delete": sessions.delete,
     "operation_show": operations.show,
     "checks": checks.all_checks,
+    "job_doctor": doctor.job,
+    "sandbox_doctor": doctor.sandbox,
+    "session_doctor": doctor.session,
 }

@@ -85,10 +85,23 @@ class ProxmoxVolumes(Part):
         return min(self._settings.allowed or self._nodes_online())
 
     def _machines(self, owner: str) -> list[Found]:
-        """Our machines with their configurations, each read now."""
-        ours = [each.vmid for each in self._inventory.machines() if each.owner == owner.lower()]
-        found = (self._inventory.find(vmid) for vmid in ours)
-        return [each for each in found if each is not None and each.owner == owner]
+        """Machines that may have a volume of ours, with their configurations, each read now.
+
+        Ours, and whatever else has a VMID of our range: one whose mark somebody has edited away
+        still has its disk.
+        """
+        mine = self._settings.vmids
+        asked = [
+            each.vmid
+            for each in self._inventory.machines()
+            if each.owner == owner.lower() or each.vmid in mine
+        ]
+        found = (self._inventory.find(vmid) for vmid in asked)
+        return [
+            each
+            for each in found
+            if each is not None and (each.owner == owner or each.vmid in mine)
+        ]
 
     def _holders(self, volid: str, owner: str) -> list[int]:
         return [found.vmid for found in self._machines(owner) if volid in self._held(found)]

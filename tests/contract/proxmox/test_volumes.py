@@ -253,6 +253,22 @@ def test_nothing_is_done_to_a_strangers_volume_or_to_one_that_is_attached(shelf:
     assert "snapshots" not in image("info", "--output=json", str(shelf.file(theirs)))
 
 
+def test_a_machine_whose_mark_was_edited_away_still_has_its_volume(shelf: Shelf) -> None:
+    """It is not ours any more, and the disk in it would be written to by two guests."""
+    driver = shelf.driver
+    for vmid in (1012, 1013):
+        driver.clone("debian-12", vmid, name="box", owner=OWNER)
+    volid = driver.allot(990000, 64, owner=OWNER)
+    driver.attach(1012, volid, owner=OWNER)
+    with shelf.served.paused() as node:
+        node.vm(1012).config["description"] = "kept for the audit"
+    with pytest.raises(Conflict, match="VM 1012 has it"):
+        driver.attach(1013, volid, owner=OWNER)
+    with pytest.raises(Conflict, match="attached to VM 1012"):
+        driver.free(volid, owner=OWNER)
+    assert [each.attached for each in driver.volumes(owner=OWNER)] == [(1012,)]
+
+
 def test_with_a_token_alone_it_is_refused_before_anything_is_done(afar: Shelf) -> None:
     driver = afar.driver
     assert (driver.capabilities.volumes, driver.capabilities.volume_tools) == (True, False)

@@ -18,6 +18,7 @@ from agentlab.cli.commands.status import KEYS, TARGET
 from agentlab.cli.table import COMMANDS
 from agentlab.client.client import Client
 from tests.unit.client.fake_daemon import FakeDaemon, job_view, sandbox_view
+from tests.unit.client.fake_work import session_view, workspace_view
 
 Run = Callable[..., tuple[int, str, str]]
 JOB = ("job", "run", "--repo", "https://host/x", "--profile", "demo", "--task", "do it")
@@ -54,6 +55,33 @@ LINES: dict[str, tuple[str, ...]] = {
     "sandbox reconcile": ("sandbox", "reconcile"),
     "sandbox exec": ("sandbox", "exec", "1003", "--", "true"),
     "sandbox cp": ("sandbox", "cp", "{tmp}", "1003:/work"),
+    "workspace create": ("workspace", "create", "--name", "new", "--size", "80G"),
+    "workspace list": ("workspace", "list"),
+    "workspace show": ("workspace", "show", "data"),
+    "workspace attach": ("workspace", "attach", "data", "1003"),
+    "workspace detach": ("workspace", "detach", "used"),
+    "workspace check": ("workspace", "check", "data"),
+    "workspace fsck": ("workspace", "fsck", "data"),
+    "workspace rebind": ("workspace", "rebind", "used"),
+    "workspace fork": ("workspace", "fork", "data", "--name", "copy"),
+    "workspace resize": ("workspace", "resize", "data", "--size", "80"),
+    "workspace delete": ("workspace", "delete", "data", "--yes"),
+    "workspace snapshot create": ("workspace", "snapshot", "create", "data", "one"),
+    "workspace snapshot list": ("workspace", "snapshot", "list", "data"),
+    "workspace snapshot restore": ("workspace", "snapshot", "restore", "data", "before", "--yes"),
+    "workspace snapshot delete": ("workspace", "snapshot", "delete", "data", "before"),
+    "workspace lease clear": ("workspace", "lease", "clear", "data"),
+    "session create": ("session", "create", "--name", "new", "--profile", "demo"),
+    "session list": ("session", "list"),
+    "session show": ("session", "show", "fix"),
+    "session resume": ("session", "resume", "fix"),
+    "session stop": ("session", "stop", "going"),
+    "session fork": ("session", "fork", "fix", "--name", "copy"),
+    "session branch": ("session", "branch", "fix", "feature/x"),
+    "session delete": ("session", "delete", "fix", "--yes"),
+    "job doctor": ("job", "doctor", "j0", "--out", "{tmp}/out/"),
+    "sandbox doctor": ("sandbox", "doctor", "1003", "--out", "{tmp}/out/"),
+    "session doctor": ("session", "doctor", "lab", "--out", "{tmp}/out/"),
     "profile list": ("profile", "list"),
     "template list": ("template", "list"),
     "template build": ("template", "build"),
@@ -73,6 +101,10 @@ def world(daemon: FakeDaemon) -> FakeDaemon:
     daemon.world.jobs["j0"] = job_view("j0", "COMPLETED")
     for vmid, state in ((1003, "READY"), (1004, "STOPPED"), (1005, "RUNNING"), (1006, "SUSPENDED")):
         daemon.world.sandboxes[str(vmid)] = sandbox_view(vmid, state)
+    daemon.world.workspaces = {
+        "data": workspace_view(), "used": workspace_view("used", "ATTACHED"),
+    }  # fmt: skip
+    daemon.world.sessions = {"fix": session_view(), "going": session_view("going", "RUNNING")}
     daemon.world.artifacts = {"changes.patch": b"diff", "files/a/b.txt": b"hello"}
     daemon.world.created = lambda job: daemon.world.finish(job=job)
     daemon.world.log, daemon.world.log_final = b"one\ntwo\nthree\n", True

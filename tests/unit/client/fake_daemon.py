@@ -24,6 +24,7 @@ from agentlab.api.codec import from_plain, parse_document, render_document
 from agentlab.api.table import ENDPOINTS, Endpoint, Raw
 from agentlab.errors import AgentLabError, Conflict, Invalid, InvalidTransition, NotFound
 from agentlab.model.ids import unknown
+from tests.unit.client.fake_work import WorkHandlers
 
 STATUS = m.Status(
     version="0.1.0", commit="abc", python="3.11.2", pid=7, started=1.0, hypervisor="local",
@@ -73,6 +74,13 @@ class World:
     snapshots: list[str] = dataclasses.field(default_factory=lambda: ["clean"])
     asked: list[object] = dataclasses.field(default_factory=list)  # documents about sandboxes
     fails: dict[str, str] = dataclasses.field(default_factory=dict)  # operations, and of what
+    workspaces: dict[str, m.WorkspaceView] = dataclasses.field(default_factory=dict)
+    sessions: dict[str, m.SessionView] = dataclasses.field(default_factory=dict)
+    kept: list[str] = dataclasses.field(default_factory=lambda: ["before"])  # of any workspace
+    findings: list[m.WorkspaceFindingView] = dataclasses.field(default_factory=list)
+    fsck: dict[str, object] = dataclasses.field(
+        default_factory=lambda: {"state": "clean", "text": ""}
+    )
     machines: list[m.MachineView] = dataclasses.field(default_factory=list)
     drifts: m.DriftList = dataclasses.field(default_factory=lambda: m.DriftList([], True))
     operations: dict[str, m.OperationView] = dataclasses.field(default_factory=dict)
@@ -111,8 +119,10 @@ class Bytes:
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-class Handlers:
+class Handlers(WorkHandlers):
     """One method for each row of the endpoint table, by its name."""
+
+    w: World
 
     def __init__(self, world: World) -> None:
         self.w = world
@@ -122,7 +132,7 @@ class Handlers:
 
     def job_create(self, request: m.JobRequest, _p: Any, _q: Any, headers: Any) -> m.JobView:
         key = headers["Idempotency-Key"]
-        if request.profile != "demo":
+        if request.profile != "demo" and not request.session:
             raise unknown("profile", request.profile, ["demo"])
         if request.repo.bundle and request.repo.bundle not in self.w.bundles:
             raise Invalid("repo.bundle: was never sent")
@@ -398,6 +408,18 @@ class Handlers:
         ]
         return m.TemplateCheckView("half-made", "VM 9001 on node pve", False, findings)
 
+    def job_doctor(self, _r: Any, path: dict[str, str], *_: Any) -> Bytes:
+        self.job_show(_r, path)
+        return _doctor(f"job {path['id']}")
+
+    def sandbox_doctor(self, _r: Any, path: dict[str, str], *_: Any) -> Bytes:
+        return _doctor(f"sandbox {self.sandbox_show(_r, path).vmid}")
+
+    def session_doctor(self, _r: Any, path: dict[str, str], *_: Any) -> Bytes:
+        if path["name"] != "lab":
+            raise unknown("session", path["name"], ["lab"])
+        return _doctor("session lab")
+
     def checks(self, *_: Any) -> m.CheckList:
         return m.CheckList(self.w.checks)
 
@@ -415,6 +437,11 @@ class Handlers:
             doing, state="failed" if error else "done", final=True, error=error
         )
         return doing
+
+
+def _doctor(text: str) -> Bytes:
+    """Some bundle; its bytes say of what."""
+    return Bytes(text.encode(), {"X-Content-Sha256": hashlib.sha256(text.encode()).hexdigest()})
 
 
 def _until(there: Callable[[], bool], query: dict[str, str]) -> None:
@@ -538,7 +565,7 @@ class _Handler(BaseHTTPRequestHandler):
 def match(template: str, path: str) -> dict[str, str] | None:
     """Path arguments when `path` fits the row's template."""
     names, words = template.split("/"), path.split("/")
-    found = {}
+    found: dict[str, str] = {}
     for at, name in enumerate(names):
         if name.endswith("...}"):
             rest = "/".join(words[at:])

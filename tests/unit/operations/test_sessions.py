@@ -258,3 +258,16 @@ def test_names_of_branches() -> None:
     assert long != branch_session_name("l" * 63, "b" * 200, {long})
     assert repo_session_base("https://h/team/My_Repo.git") == "my-repo"
     assert repo_session_base("git@h:x/1st.git/") == "st"
+
+
+def test_what_is_asked_again_after_its_end_is_the_same(bench: WorkBench) -> None:
+    """Its reply was lost: the session is stopped by now, or gone."""
+    bench.session()
+    at = (bench.world, bench.runner, "lab")
+    asked = [
+        lambda: requests.resume(*at, "first"),
+        lambda: requests.stop(*at, "second"),
+        lambda: requests.delete(*at, "third", with_workspace=True),
+    ]
+    first = [bench.ended(ask()).id for ask in asked]
+    assert [ask() for ask in asked] == first

@@ -14,6 +14,7 @@ from agentlab.hypervisor.base import Machine, Power
 from agentlab.model.job import JobState
 from agentlab.model.sandbox import SandboxSpec, SandboxState
 from agentlab.model.workspace import WorkspaceSpec, WorkspaceState
+from agentlab.operations import session_stop, workspace_create, workspace_volume
 from agentlab.operations import workspace_requests as requests
 from agentlab.operations.sandbox_power import START, STOP
 from agentlab.store import operations, sandboxes, workspaces
@@ -216,22 +217,35 @@ def test_what_needs_it_detached_refuses_and_says_what_detaches(bench: WorkBench,
     assert bench.hypervisor.calls == before
 
 
-@pytest.mark.parametrize("verb", ["fsck", "snapshot", "resize", "fork", "delete"])
-def test_what_was_attached_meanwhile_is_not_touched(bench: WorkBench, verb: str) -> None:
-    """It was detached when that was asked for, and is attached when the turn has come."""
-    bench.make()
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (workspace_volume.FSCK, {"repair": True}),
+        (workspace_volume.RESIZE, {"size": 4096}),
+        (workspace_volume.DELETE, {}),
+        (workspace_volume.SAVE, {"name": "mine"}),
+        (workspace_volume.RESTORE, {"name": "mine"}),
+        (workspace_volume.SNAPSHOT_DELETE, {"name": "mine"}),
+        (workspace_create.FORK, {"made": 0}),
+        (session_stop.DELETE, {"session": 1, "with_workspace": True}),
+    ],
+)
+def test_what_was_attached_before_the_turn_came_is_not_touched(
+    bench: WorkBench, kind: str, given: dict[str, object]
+) -> None:
+    """It was detached when that was asked for, which the request has seen to."""
+    identity = bench.make().id
     box = bench.new()
-    bench.attach("work", box.vmid)
-    bench.detach("work")
-    holds = requests.attach(bench.world, bench.runner, "work", str(box.vmid), "")
-    try:
-        waits = DETACHED_ONLY[verb](bench)
-    except Conflict:
-        waits = ""  # the attach was faster
-    assert bench.ended(holds).state == "done"
-    if waits:
-        assert bench.ended(waits).state == "failed"
-    assert bench.hypervisor.mounted == {box.vmid}
+    before = list(bench.hypervisor.calls)
+    with bench.world.store.write() as tx:
+        workspaces.hold(tx, identity, box)
+        operation = bench.runner.submit(
+            tx, kind, [f"workspace:{identity}"], {"workspace": identity, **given}, in_turn=True
+        )
+    ended = bench.ended(operation)
+    assert (ended.state, ended.code) == ("failed", "conflict")
+    assert f"sandbox {box.vmid}" in ended.error
+    assert bench.hypervisor.calls == before
 
 
 def test_snapshots_restore_and_fork(bench: WorkBench) -> None:
@@ -550,3 +564,37 @@ def test_check_says_what_mends_each_finding(bench: WorkBench) -> None:
     with bench.world.store.write() as tx:
         tx.execute("UPDATE workspace SET holder = 999")
     assert "lease-orphaned" in names()
+
+
+def test_a_request_that_is_asked_again_after_its_end_is_the_same(bench: WorkBench) -> None:
+    """Its reply was lost: what it asked for is gone by now, or is the other way round."""
+    bench.make()
+    vmid = bench.new().vmid
+    at = (bench.world, bench.runner, "work")
+    asked = [
+        lambda: requests.attach(*at, str(vmid), "first"),
+        lambda: requests.detach(*at, "second", force=False),
+        lambda: requests.delete(*at, "third"),
+    ]
+    first = [bench.ended(ask()).id for ask in asked]
+    assert [ask() for ask in asked] == first
+    with pytest.raises(Conflict, match="asked for something else"):
+        requests.delete(*at, "second")
+
+
+def test_a_detach_that_fails_at_its_end_leaves_the_lease_with_its_disk(bench: WorkBench) -> None:
+    """The answer that it is out was lost: it is put in again, and mounted."""
+    bench.make()
+    vmid = bench.new().vmid
+    assert bench.attach("work", vmid).state == "done"
+    real = bench.hypervisor.detach
+
+    def detach(vmid: int, volid: str, *, owner: str) -> None:
+        real(vmid, volid, owner=owner)
+        raise Conflict("the disk is on fire")
+
+    bench.hypervisor.detach = detach  # type: ignore[method-assign]
+    assert bench.detach("work").state == "failed"
+    assert bench.workspace().vmid == vmid
+    assert bench.hypervisor.plugged == {vmid: bench.workspace().volid}
+    assert bench.hypervisor.mounted == {vmid}
