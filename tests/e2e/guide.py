@@ -1,4 +1,5 @@
-"""The lines of the published guide that are about sandboxes, and the means to run them as written."""
+"""The lines of the published guide that are about sandboxes, and about workspaces, and the means to
+run them as written."""
 
 from __future__ import annotations
 
@@ -8,19 +9,39 @@ import re
 import shlex
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.e2e.lab import ROOT, Lab
 
 GUIDE = ROOT.parent / "shared" / "guide" / "troubleshooting.md"
-COPY = ROOT / "tests" / "data" / "guide" / "sandbox_lines.txt"
-_SECTIONS = ("Sandbox Operations", "Database Issues", "Common Error Messages", "Maintenance")
+_COPIES = ROOT / "tests" / "data" / "guide"
 _INLINE = re.compile(r"`(agentlab [^`]+)`")
 _CRON = re.compile(r"(?:\S+ ){5}root (?:/\S+/)?(agentlab .+)")
 
 
-def extract(guide: str) -> list[str]:
-    """Every different line about sandboxes, in order: of code blocks, of cron, and inside of text."""
+@dataclass(frozen=True)
+class Topic:
+    """What some sections of the guide are about: lines that begin so; `copy` is ours of them."""
+
+    begins: str
+    sections: tuple[str, ...]
+    copy: Path
+
+
+SANDBOXES = Topic(
+    r"agentlab sandbox |qm destroy ",
+    ("Sandbox Operations", "Database Issues", "Common Error Messages", "Maintenance"),
+    _COPIES / "sandbox_lines.txt",
+)
+WORKSPACES = Topic(
+    r"agentlab (workspace|session) ", ("Workspace Issues",), _COPIES / "workspace_lines.txt"
+)
+TOPICS = (SANDBOXES, WORKSPACES)
+
+
+def extract(guide: str, topic: Topic) -> list[str]:
+    """Every different line of a topic, in order: of code blocks, of cron, and inside of text."""
     found: dict[str, None] = {}
     section, code = "", False
     for line in guide.splitlines():
@@ -28,33 +49,29 @@ def extract(guide: str) -> list[str]:
             code = not code
         elif line.startswith("## ") and not code:
             section = line[3:].strip()
-        elif section in _SECTIONS:
+        elif section in topic.sections:
             cron = _CRON.fullmatch(line)
             lines = [cron[1]] if cron else [line] if code else _INLINE.findall(line)
-            found.update(
-                dict.fromkeys(
-                    each for each in lines if re.match(r"agentlab sandbox |qm destroy ", each)
-                )
-            )
+            found.update(dict.fromkeys(each for each in lines if re.match(topic.begins, each)))
     return list(found)
 
 
-def lines() -> list[str]:
+def lines(topic: Topic) -> list[str]:
     """Those of the guide when it is there, else of our copy, which a test holds to it."""
     if GUIDE.exists():
-        return extract(GUIDE.read_text())
-    return COPY.read_text().splitlines()
+        return extract(GUIDE.read_text(), topic)
+    return topic.copy.read_text().splitlines()
 
 
 class Reader:
     """Somebody who follows the guide: runs its lines, and prints what they say."""
 
-    def __init__(self, lab: Lab) -> None:
-        self._lab = lab
+    def __init__(self, lab: Lab, topic: Topic = SANDBOXES) -> None:
+        self._lab, self._topic = lab, topic
 
     def guide(self, line: str, status: int = 0, *, says: str = "", answer: str = "") -> str:
         """Runs a line that must be in the guide; `says` is its text with < > filled in."""
-        assert line in lines(), f"not in the guide: {line}"
+        assert line in lines(self._topic), f"not in the guide: {line}"
         return self.run(says or line, status, answer=answer)
 
     def run(self, line: str, status: int = 0, *, answer: str = "") -> str:
@@ -102,6 +119,8 @@ def _read(master: int) -> bytes:
         return b""
 
 
-def write_copy(path: Path = COPY) -> None:
-    """Renews our copy from the guide."""
-    path.write_text("".join(f"{line}\n" for line in extract(GUIDE.read_text())))
+def write_copies() -> None:
+    """Renews our copies from the guide."""
+    for topic in TOPICS:
+        found = extract(GUIDE.read_text(), topic)
+        topic.copy.write_text("".join(f"{line}\n" for line in found))

@@ -143,3 +143,52 @@ def test_a_killed_daemon_goes_on(place: tuple[Lab, Node], moment: str) -> None:
     assert (files / "mark").read_text() == "ran\n"
     events = json.loads(lab.cli("job", "show", identity, "--json").stdout)
     assert events["state"] == "COMPLETED"
+
+
+@pytest.mark.parametrize("place", ["api"], indirect=True)
+def test_a_workspace_outlives_its_sandboxes(place: tuple[Lab, Node]) -> None:
+    """Attached before the first power-on, and to a guest that runs.
+
+    That the lab node plugs disks in is QEMU's own work, as on a real node; that Proxmox's API does
+    so is in the recorded transcripts, by which the stand-in answers.
+    """
+    lab, node = place
+    lab.stop()
+    lab.start()
+
+    def say(box: str, script: str) -> str:
+        done = lab.cli("sandbox", "exec", "--user", "agent", box, "--", "sh", "-ec", script)
+        assert done.returncode == 0, done
+        return done.stdout.strip()
+
+    def ok(line: str) -> None:
+        done = lab.cli(*line.split())
+        assert done.returncode == 0, (line, done.stdout, done.stderr, lab.log.read_text()[-2000:])
+
+    ok("session create --name fix --profile work --size 256M --storage local")
+    ok("session resume fix")  # a sandbox that has it from the beginning
+    box = str(lab.ask("session", "show", "fix")["sandbox"])
+    digest = say(box, "head -c 16M /dev/urandom >/work/data; sync; sha256sum </work/data")
+    ok("session stop fix")
+    assert node.leftovers() == []
+    ok("workspace snapshot create fix before")
+    assert "clean" in lab.cli("workspace", "fsck", "fix").stdout
+    ok("workspace resize fix --size 320M")
+
+    ok("sandbox new --profile work --name other")
+    ok("workspace attach fix other")  # while it runs
+    assert say("other", "sha256sum </work/data") == digest
+    say("other", "echo changed >/work/data; sync")
+    ok("workspace detach fix")
+    assert say("other", "mountpoint /work || true").endswith("is not a mountpoint")
+    ok("workspace snapshot restore --yes fix before")
+    ok("workspace attach fix other")
+    assert say("other", "sha256sum </work/data") == digest
+    ok("sandbox destroy --force other")
+    shown = lab.ask("workspace", "show", "fix")
+    assert shown["state"] == "DETACHED"
+    assert len(list((node.directory / "storage/images").glob("99*/vm-*"))) == 1
+    ok("session delete --yes --with-workspace fix")
+    assert list((node.directory / "storage/images").glob("99*/vm-*")) == []
+    assert lab.leftovers() == []
+    assert node.leftovers() == []

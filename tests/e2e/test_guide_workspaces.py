@@ -1,0 +1,116 @@
+"""The guide's lines about workspaces and sessions, run as written, in the order of its stories.
+
+Each line is printed with what it said (`-s` shows it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.guide import WORKSPACES, Reader
+from tests.e2e.workspaces import Place, overwrite, volumes, workspace_laboratory
+
+pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(900)]
+
+ATTACH = "agentlab workspace attach <workspace> <vmid>"
+DETACH = "agentlab workspace detach <workspace>"
+FSCK = "agentlab workspace fsck <workspace>"
+REPAIR = "agentlab workspace fsck <workspace> --repair"
+RESTORE = "agentlab workspace snapshot restore <workspace> <name>"
+STOP = "agentlab session stop <session>"
+RESUME = "agentlab session resume <session>"
+FORK = "agentlab workspace fork <workspace> --name <new-workspace> --from-snapshot <name>"
+
+
+@dataclass
+class Story:
+    place: Place
+    reader: Reader
+
+    def say(self, line: str, status: int = 0, answer: str = "", **filled: str) -> str:
+        """Runs a line of the guide, its < > filled in."""
+        says = line
+        for name, value in filled.items():
+            says = says.replace(f"<{name.replace('_', '-')}>", value)
+        return self.reader.guide(line, status, says=says, answer=answer)
+
+
+@pytest.fixture(scope="module")
+def story(program: Path) -> Iterator[Story]:
+    with workspace_laboratory(program) as place:
+        yield Story(place, Reader(place.lab, WORKSPACES))
+        assert place.lab.warnings() == []
+
+
+def test_workspace_filesystem_errors(story: Story) -> None:
+    place = story.place
+    vmid = place.box("box")
+    place.run("workspace create data --size 256M")
+    place.run(f"workspace attach data {vmid}")
+    place.say(vmid, "echo kept >/work/file", user="agent")
+
+    # it is attached: fsck refuses, and says what to do
+    said = story.say(FSCK, 1, workspace="data")
+    assert f"attached to sandbox {vmid}" in said
+    assert DETACH.replace("<workspace>", "data") in said
+    story.say(DETACH, workspace="data")
+    assert "clean" in story.say(FSCK, workspace="data")
+
+    # it refuses to mount in the guest
+    overwrite(place.image("data"), 1024, 1024)
+    said = story.say(ATTACH, 1, workspace="data", vmid=vmid)
+    assert "its file system is damaged" in said
+    story.say(DETACH, workspace="data")
+    assert "NEEDS REPAIR" in story.say(FSCK, 1, workspace="data")
+    story.say(REPAIR, workspace="data")
+    story.say(ATTACH, workspace="data", vmid=vmid)
+    assert place.say(vmid, "cat /work/file", user="agent") == "kept"
+    place.run(f"sandbox destroy --force {vmid}")
+    place.run("workspace delete --yes data")
+
+
+def test_workspace_snapshot_restore_fails(story: Story) -> None:
+    place = story.place
+    place.run("session create --name fix --profile box --size 256M")
+    story.say(RESUME, session="fix")
+    vmid = str(place.lab.ask("session", "show", "fix")["vmid"])
+    place.say(vmid, "echo before >/work/file", user="agent")
+    story.say(STOP, session="fix")
+    place.run("workspace snapshot create fix good")
+    story.say(RESUME, session="fix")
+    vmid = str(place.lab.ask("session", "show", "fix")["vmid"])
+    place.say(vmid, "echo after >/work/file", user="agent")
+
+    # an error about the workspace being attached, and its remedies
+    said = story.say(RESTORE, 1, workspace="fix", name="good")
+    assert f"attached to sandbox {vmid}" in said
+    assert "agentlab session stop fix" in said
+    assert "agentlab workspace detach fix" in said
+    story.say(STOP, session="fix")
+
+    # a safe experiment without overwriting data
+    story.say(FORK, workspace="fix", new_workspace="try", name="good")
+
+    # it asks first
+    story.say(RESTORE, 3, workspace="fix", name="good")
+    story.say(RESTORE, workspace="fix", name="good", answer="y")
+    story.say(RESUME, session="fix")
+    vmid = str(place.lab.ask("session", "show", "fix")["vmid"])
+    assert place.say(vmid, "cat /work/file", user="agent") == "before"
+
+    # or detach, and reattach
+    story.say(DETACH, workspace="fix")
+    story.say(ATTACH, workspace="fix", vmid=vmid)
+    assert place.say(vmid, "cat /work/file", user="agent") == "before"
+    story.say(DETACH, workspace="fix")
+    story.say(ATTACH, workspace="try", vmid=vmid)
+    assert place.say(vmid, "cat /work/file", user="agent") == "before"
+    story.say(DETACH, workspace="try")
+    place.run(f"sandbox destroy --force {vmid}")
+    place.run("workspace delete --yes try")
+    place.run("session delete --yes --with-workspace fix")
+    assert volumes(place.lab) == []
