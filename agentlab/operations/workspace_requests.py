@@ -252,6 +252,7 @@ def begin_fork(
         {"workspace": source.id, "made": made, "snapshot": snapshot}, operation=operation,
         in_turn=True, request=request,
     )  # fmt: skip
+    operations.lock(tx, operation, subject_of(made))
     return made, operation
 
 
@@ -319,12 +320,18 @@ def clear_lease(world: World, name: str, *, force: bool) -> Workspace:
             details={"vmid": holders[0]},
         )
     with world.store.write() as tx:
-        subject = operations.holder_of(tx, subject_of(workspace.id))
-        if subject is not None:
-            raise Busy(
-                f"cannot clear the lease of workspace {name}: {subject.kind} {subject.id} is under way",
-                details={"operation": subject.id},
-            )
+        for subject in (subject_of(workspace.id), f"sandbox:{workspace.vmid}"):
+            _refuse_under_way(tx, name, subject)  # it may have the volume out for a moment
         return workspaces.release(
             tx, workspace.id, workspace.nonce, reason="its lease was cleared by hand"
+        )
+
+
+def _refuse_under_way(tx: Tx, name: str, subject: str) -> None:
+    holder = operations.holder_of(tx, subject)
+    if holder is not None:
+        raise Busy(
+            f"cannot clear the lease of workspace {name}: {holder.kind} {holder.id} is under way",
+            hint=f"wait until it has ended: agentlab workspace show {name}",
+            details={"operation": holder.id},
         )

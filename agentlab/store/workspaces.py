@@ -70,6 +70,15 @@ def held_by(tx: Tx, sandbox: int) -> Workspace | None:
     return None if row is None else _workspace(row)
 
 
+def of_volume(tx: Tx, volid: str) -> Workspace | None:
+    """The one that lives whose volume this is."""
+    row = tx.execute(
+        f"SELECT * FROM workspace WHERE volid = ? AND {_LIVE}",  # noqa: S608
+        (volid,),
+    ).fetchone()
+    return None if row is None else _workspace(row)
+
+
 def last_number(tx: Tx) -> int:
     """The number given out last, 0 for none: the next one is not the one just freed."""
     row = tx.execute("SELECT number FROM workspace ORDER BY id DESC LIMIT 1").fetchone()
