@@ -65,7 +65,7 @@ class Workspace:
 
     `id` tells it from others that had its name before.  `number` and `volid` name its volume, to us
     and to the hypervisor.  `formatted`: a guest has mounted it once.  `origin` says what it is a
-    fork of, "" for nothing.
+    fork of, "" for nothing, and `reason` why it could not be made.
 
     The lease: `holder` is the id of the sandbox's record that has it, 0 for none, and `vmid` that
     sandbox's VMID; `nonce` tells this holding from any other, before or after; past `lease_until`
@@ -87,6 +87,7 @@ class Workspace:
     vmid: int = 0
     nonce: str = ""
     lease_until: float = 0.0
+    reason: str = ""
 
     def stale(self, now: float) -> bool:
         """Whether somebody has it of whom nothing was heard for too long."""

@@ -78,7 +78,11 @@ class Boot:
         if sandbox.state is not SandboxState.BOOTING:
             with call.store.write() as tx:
                 sandboxes.transition(tx, vmid, SandboxEvent.BOOT, operation=call.operation.id)
+        with call.store.read() as tx:
+            held = workspaces.held_by(tx, sandbox.id)
         hypervisor, owner = self._world.hypervisor, self._world.installation
+        if held is not None:  # it may have been taken out, and not been given back
+            hypervisor.attach(vmid, held.volid, owner=owner)
         hypervisor.start(vmid, owner=owner)
         if hypervisor.capabilities.makes_taps:
             try:

@@ -68,16 +68,16 @@ class Provision:
         self.boot = Boot(world)
 
     def steps(self) -> list[Step]:
-        holding = [self._workspace.holding()] if self._with_workspace else []
-        attaching = [self._workspace.attaching()] if self._with_workspace else []
+        with_it, work = self._with_workspace, self._workspace
         return [
+            *([work.waiting()] if with_it else []),
             Step("reserve", self.reserve, _RESERVE, undo=self.free),
-            *holding,
+            *([work.leasing()] if with_it else []),
             Step(admit.STEP, self.admit, _ADMIT),
             Step("clone", self.clone, _CLONE, undo=self.destroy),
             self.boot.configuring(),
             Step("snapshot", self.keep_clean, _SNAPSHOT),
-            *attaching,
+            *([work.attaching()] if with_it else []),
             *self.boot.starting(),
             self.boot.awaiting(self._ready),
         ]

@@ -26,11 +26,13 @@ from agentlab.operations import (
     session_stop,
     workspace_create,
     workspace_requests,
+    workspace_volume,
 )
 from agentlab.operations.asked import digest_of, earlier
 from agentlab.operations.context import World
 from agentlab.operations.sandbox_requests import plan_sandbox
-from agentlab.operations.workspace_turn import subject_of
+from agentlab.operations.turn import words
+from agentlab.operations.workspace_turn import refuse_making, subject_of
 from agentlab.store import operations, sandboxes, sessions, workspaces
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
@@ -67,6 +69,13 @@ def begin_create(
 ) -> str:
     """Writes a session down in the caller's transaction; the operation that makes its workspace."""
     refuse_taken(tx, spec.name)
+    other = sessions.of_branch(tx, repo=spec.repo, branch=spec.branch) if spec.branch else None
+    if other is not None:
+        raise Conflict(
+            f"cannot make session {spec.name}: session {other.name} is for branch {spec.branch}",
+            hint=f"use that one: agentlab session resume {other.name}",
+            details={"path": "branch"},
+        )
     operation = ""
     if spec.workspace:
         identity = _unbound(tx, spec.workspace).id
@@ -108,6 +117,14 @@ def _unbound(tx: Tx, name: str) -> Workspace:
             f"cannot use workspace {name}: it belongs to session {other.name}",
             hint=f"use that session, or fork it: agentlab session fork {other.name} --name NEW",
         )
+    subject = subject_of(workspace.id)
+    holder = operations.holder_of(tx, subject)
+    for each in (holder, *operations.waiting_for(tx, subject)):
+        if each is not None and each.kind == workspace_volume.DELETE:
+            raise Conflict(
+                f"cannot use workspace {name}: it is being deleted",
+                hint="see: agentlab workspace list",
+            )
     return workspace
 
 
@@ -181,7 +198,7 @@ def _refuse_running(tx: Tx, session: Session, workspace: Workspace) -> None:
             f"agentlab session stop {session.name}",
             details={"vmid": workspace.vmid},
         )
-    workspace_requests.refuse_making(workspace, "use")
+    refuse_making(workspace, "use")
 
 
 def stop(world: World, runner: Runner, name: str, key: str, *, force: bool = False) -> str:
@@ -198,6 +215,7 @@ def stop(world: World, runner: Runner, name: str, key: str, *, force: bool = Fal
         sandbox = sandboxes.find(tx, workspace.vmid) if workspace.vmid else None
         if sandbox is None or sandbox.id != workspace.holder:
             return ""
+        _refuse_under_way(tx, session, subject_of(workspace.id), "stop")
         holder = operations.holder_of(tx, f"sandbox:{sandbox.vmid}")
         if holder is not None and holder.kind == session_stop.STOP:
             return holder.id
@@ -208,6 +226,17 @@ def stop(world: World, runner: Runner, name: str, key: str, *, force: bool = Fal
             tx, session_stop.STOP, [f"sandbox:{sandbox.vmid}"], {"id": sandbox.id},
             job=sandbox.job, vmid=sandbox.vmid, in_turn=True, request=(key, digest),
         )  # fmt: skip
+
+
+def _refuse_under_way(tx: Tx, session: Session, subject: str, verb: str) -> None:
+    """Busy while something else decides where its work is."""
+    holder = operations.holder_of(tx, subject)
+    if holder is not None:
+        raise Busy(
+            f"cannot {verb} session {session.name}: {words(holder)}",
+            hint=f"wait until it has ended: agentlab session show {session.name}",
+            details={"operation": holder.id},
+        )
 
 
 def _evict(
@@ -299,6 +328,8 @@ def delete(world: World, runner: Runner, name: str, key: str, *, with_workspace:
                 hint=f"stop it first: agentlab session stop {name}",
                 details={"vmid": workspace.vmid},
             )
+        refuse_making(workspace, "delete")
+        _refuse_under_way(tx, session, subject_of_session(session.id), "delete")
         return runner.submit(
             tx, session_stop.DELETE, [subject_of(workspace.id)],
             {"workspace": workspace.id, "session": session.id, "with_workspace": with_workspace},

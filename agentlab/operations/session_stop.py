@@ -13,7 +13,7 @@ from agentlab.operations.context import World
 from agentlab.operations.sandbox_destroy import ending
 from agentlab.operations.sandbox_power import halt
 from agentlab.operations.turn import is_gone, turn
-from agentlab.operations.workspace_turn import workspace_turn
+from agentlab.operations.workspace_turn import refuse_making, workspace_turn
 from agentlab.operations.workspace_volume import freeing
 from agentlab.store import sessions
 from agentlab.store.db import Tx
@@ -57,6 +57,7 @@ def delete(world: World) -> Operation:
                 f"{workspace.vmid} has it",
                 hint="stop it first: agentlab session stop",
             )
+        refuse_making(workspace, "delete")
         return {}
 
     def forget(call: Call) -> Result:

@@ -9,7 +9,7 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 
-from agentlab.errors import AgentLabError, Conflict, Unavailable, Unsupported
+from agentlab.errors import AgentLabError, Conflict, DeadlineExceeded, Unavailable, Unsupported
 from agentlab.hypervisor.base import ExecResult, Power
 from agentlab.log import one_line
 from agentlab.model.sandbox import Sandbox
@@ -53,7 +53,13 @@ def unmount(world: World, workspace: Workspace, vmid: int, *, force: bool) -> No
 
     Conflict names the processes that use it; with `force` they are ended.
     """
-    said = _ask(world, vmid, ["unmount", *(["--force"] if force else [])], _UNMOUNT)
+    try:
+        said = _ask(world, vmid, ["unmount", *(["--force"] if force else [])], _UNMOUNT)
+    except (Unavailable, DeadlineExceeded) as silent:
+        raise Unavailable(
+            f"cannot unmount workspace {workspace.name} in sandbox {vmid}: {silent.message}",
+            hint=f"stop a guest that does not answer: agentlab sandbox stop {vmid}",
+        ) from silent
     if said.get("mounted") is not False:
         raise (
             _busy(workspace, vmid, said)

@@ -6,15 +6,17 @@ The lease comes first and goes last: while it is held, nobody else touches the v
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from agentlab.engine.step import Call, Operation, Output, Result, Step
-from agentlab.errors import AgentLabError, Conflict, NotFound, NotOurs
+from agentlab.errors import AgentLabError, Busy, Conflict, NotFound, NotOurs
 from agentlab.hypervisor.base import Power
 from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxState
 from agentlab.model.workspace import Workspace
 from agentlab.operations import work_mount
+from agentlab.operations.boot import is_off, unfence
 from agentlab.operations.context import World
+from agentlab.operations.workspace_hold import next_in_line
 from agentlab.operations.workspace_turn import (
     SANDBOX_TURN,
     is_gone,
@@ -29,7 +31,8 @@ from agentlab.store.operations import OperationRow
 
 ATTACH, DETACH = "workspace.attach", "workspace.detach"
 _PLUG = 120.0
-_GUEST = 180.0
+_GUEST = 90.0  # seconds that a guest has to mount or unmount, with KVM
+_TRIES = 5  # at a disk that a guest does not let go of, before it loses its power
 _S = SandboxState
 ATTACHABLE = (_S.READY, _S.RUNNING, _S.STOPPED)
 _STILL = (_S.SUSPENDED, _S.BOOTING, _S.PROVISIONING, _S.REQUESTED)
@@ -62,6 +65,18 @@ def refuse_second(tx: Tx, workspace: Workspace, sandbox: Sandbox) -> None:
         )
 
 
+def refuse_awaited(tx: Tx, workspace: Workspace) -> None:
+    """Conflict while a sandbox that is being made waits for it: who came first has it first."""
+    first = next_in_line(tx, workspace.id)
+    if first is not None:
+        whose = f"job {first.job}" if first.job else f"{first.kind} {first.id}"
+        raise Conflict(
+            f"cannot attach workspace {workspace.name}: {whose} waits for it",
+            hint=f"agentlab job cancel {first.job}" if first.job else "wait until it has had it",
+            details={"operation": first.id, "job": first.job},
+        )
+
+
 def attach(world: World) -> Operation:
     """Gives a sandbox the volume, running or not, and has a running guest mount it at /work."""
     work = Attaching(world)
@@ -69,6 +84,7 @@ def attach(world: World) -> Operation:
     def begin(tx: Tx, workspace: Workspace, operation: OperationRow) -> Mapping[str, object]:
         if workspace.holder != operation.input["sandbox"]:
             workspaces.refuse_attached(tx, workspace, "attach")
+            refuse_awaited(tx, workspace)
         return {}
 
     return Operation(
@@ -77,7 +93,7 @@ def attach(world: World) -> Operation:
             workspace_turn(begin),
             sandbox_turn(work.lease, undo=work.end_lease),
             Step("attach", work.plug, _PLUG, undo=work.unplug),
-            Step("mount", work.mount, _GUEST * 10, undo=work.unmount),
+            Step("mount", work.mount, guest_time(world), undo=work.unmount),
         ],
     )
 
@@ -123,12 +139,21 @@ class Attaching:
         return None
 
     def unplug(self, call: Call) -> Result:
+        """A guest that keeps the disk, for whatever reason, keeps nobody waiting for ever."""
         if is_gone(call) or call.outputs[SANDBOX_TURN].get("had") is True:
             return None
+        vmid, owner, identity = call.operation.vmid, self._world.installation, call.operation.id
         with contextlib.suppress(NotFound, NotOurs):
-            self._world.hypervisor.detach(
-                call.operation.vmid, volid_of(call), owner=self._world.installation
-            )
+            try:
+                self._world.hypervisor.detach(vmid, volid_of(call), owner=owner)
+            except Busy:
+                if call.attempts < _TRIES:
+                    raise
+                self._world.hypervisor.stop(vmid, owner=owner)
+                unfence(self._world, vmid)
+                self._world.hypervisor.detach(vmid, volid_of(call), owner=owner)
+                why = "its guest did not let go of a disk that it could not mount"
+                return lambda tx: is_off(tx, vmid, identity, why)
         return None
 
     def mount(self, call: Call) -> Result:
@@ -148,6 +173,11 @@ class Attaching:
         with contextlib.suppress(AgentLabError):  # it was mounted for a moment at most
             work_mount.unmount(self._world, workspace, call.operation.vmid, force=True)
         return None
+
+
+def guest_time(world: World) -> Callable[[], float]:
+    """A deadline for what a guest does; asked late, since the answer may take a KVM probe."""
+    return lambda: _GUEST * world.hypervisor.capabilities.slowness
 
 
 def running(world: World, vmid: int) -> bool:
@@ -173,7 +203,7 @@ def detach(world: World) -> Operation:
         [
             workspace_turn(begin),
             sandbox_turn(may_detach),
-            Step("unmount", work.unmount, _GUEST * 10, undo=work.mount_again),
+            Step("unmount", work.unmount, guest_time(world), undo=work.mount_again),
             Step("detach", work.unplug, _PLUG, undo=work.plug_again),
         ],
     )

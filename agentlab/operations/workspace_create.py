@@ -60,6 +60,7 @@ def fork(world: World) -> Operation:
                 source.volid, made.number, snapshot=snapshot, owner=world.installation,
                 progress=_teller(call),
             ),
+            formatted=source.formatted,
         )  # fmt: skip
 
     return Operation(
@@ -80,11 +81,13 @@ def made_of(operation: OperationRow) -> int:
 def _record(tx: Tx, identity: object) -> Workspace:
     found = workspaces.by_id(tx, identity) if isinstance(identity, int) else None
     if found is None or found.state is WorkspaceState.DELETED:
-        raise Conflict("the workspace is deleted")
+        raise Conflict("the workspace is deleted", hint="see: agentlab workspace list")
     return found
 
 
-def _new_volume(world: World, call: Call, make: Callable[[Workspace], str]) -> Result:
+def _new_volume(
+    world: World, call: Call, make: Callable[[Workspace], str], *, formatted: bool | None = None
+) -> Result:
     """Makes the volume of a record, or finds it made.
 
     What has its name already when this begins was left by a database that is lost: nobody knows
@@ -102,8 +105,16 @@ def _new_volume(world: World, call: Call, make: Callable[[Workspace], str]) -> R
             workspaces.set_number(tx, made.id, free_number(world, tx))
         raise Later(0.0)
 
+    size = next(
+        (e.size for e in world.hypervisor.volumes(owner=world.installation) if e.volid == volid),
+        made.size,
+    )
+
     def write(tx: Tx) -> Output:
         workspaces.set_volume(tx, made.id, volid, volid.partition(":")[0])
+        workspaces.set_size(tx, made.id, size)  # of a snapshot from before it grew, say
+        if formatted is not None:
+            workspaces.set_formatted(tx, made.id, formatted=formatted)
         workspaces.transition(tx, made.id, WorkspaceEvent.MADE, operation=call.operation.id)
         return {"volid": volid}
 
@@ -126,18 +137,22 @@ def free_number(world: World, tx: Tx) -> int:
 
 
 def _giving_up(world: World) -> Callable[[Call], Result]:
-    """Frees what was made, and nothing that was there before."""
+    """Frees what was made, and nothing that was there before; then the record, and its number."""
 
     def undo(call: Call) -> Result:
         before = call.saved.get("before")
-        if not isinstance(before, list):
-            return None  # nothing was asked for yet
         with call.store.read() as tx:
             made = workspaces.by_id(tx, made_of(call.operation))
-        for each in world.hypervisor.volumes(owner=world.installation) if made else ():
-            if made and each.volid not in before and number_of(each.volid) == made.number:
-                world.hypervisor.free(each.volid, owner=world.installation)
-        return None
+        if isinstance(before, list) and made is not None:  # else nothing was asked for yet
+            for each in world.hypervisor.volumes(owner=world.installation):
+                if each.volid not in before and number_of(each.volid) == made.number:
+                    world.hypervisor.free(each.volid, owner=world.installation)
+
+        def write(tx: Tx) -> Output:
+            _close(tx, call.operation, call.operation.error)
+            return {}
+
+        return write
 
     return undo
 
@@ -149,15 +164,23 @@ def number_of(volid: str) -> int:
 
 
 def _give_up(tx: Tx, operation: OperationRow, error: AgentLabError | None) -> None:
-    """The record of what could not be made is closed; its number is free when its volume is."""
+    """What turned back before anything was asked for has no step that closes its record."""
+    begun = operations.steps(tx, operation.id)
+    if error is not None and not begun.keys() & {"allot", "copy"}:
+        _close(tx, operation, error.message)
+
+
+def _close(tx: Tx, operation: OperationRow, reason: str) -> None:
+    """Ends the record of what could not be made, and the session that was to have it."""
     made = workspaces.by_id(tx, made_of(operation))
-    if error is not None and made is not None and made.state is WorkspaceState.CREATING:
-        session = sessions.of_workspace(tx, made.id)
-        if session is not None:  # it was to have it
-            sessions.delete(tx, session.id, operation=operation.id)
-        workspaces.transition(
-            tx, made.id, WorkspaceEvent.GIVE_UP, operation=operation.id, reason=error.message
-        )
+    if made is None or made.state is not WorkspaceState.CREATING:
+        return
+    session = sessions.of_workspace(tx, made.id)
+    if session is not None:
+        sessions.delete(tx, session.id, operation=operation.id)
+    workspaces.transition(
+        tx, made.id, WorkspaceEvent.GIVE_UP, operation=operation.id, reason=reason
+    )
 
 
 def _tell_how(world: World, call: Call, source: Workspace) -> None:

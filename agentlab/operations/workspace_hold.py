@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from agentlab import clock
 from agentlab.engine.step import Call, Later, Output, Result, Step
 from agentlab.errors import Conflict, NotFound, NotOurs
 from agentlab.model.sandbox import Sandbox
@@ -32,34 +31,52 @@ class WorkspaceOfNew:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    def holding(self) -> Step:
+    def waiting(self) -> Step:
+        """Before anything is reserved: who waits takes nothing that others need."""
+        return Step(HOLD, self.wait, _PATIENCE, applies=wants)
+
+    def leasing(self) -> Step:
         """What is held ends with the sandbox's record, where nothing has ended it before."""
-        return Step(HOLD, self.hold, _PATIENCE, applies=wants)
+        return Step("lease", self.lease, _PATIENCE, applies=wants)
 
     def attaching(self) -> Step:
         return Step("attach", self.attach, _ATTACH, undo=self.detach, applies=wants)
 
-    def hold(self, call: Call) -> Result:
-        """The lease, when nobody has it and nobody has waited longer for it."""
-        return lambda tx: self._hold(tx, call)
+    def wait(self, call: Call) -> Result:
+        """Ends when nobody has it and nobody has waited longer for it; then we are the next."""
+        return lambda tx: self._wait(tx, call)
 
-    def _hold(self, tx: Tx, call: Call) -> Output:
+    def _wait(self, tx: Tx, call: Call) -> Output:
         workspace = live_workspace(tx, call.operation)
-        sandbox = sandboxes.get(tx, call.number("reserve", "vmid"))
-        in_the_way = "" if workspace.holder == sandbox.id else _in_the_way(tx, workspace, call)
+        in_the_way = _in_the_way(tx, workspace, call)
         if not in_the_way:
-            return {
-                "nonce": workspaces.hold(tx, workspace.id, sandbox, operation=call.operation.id)
-            }
+            operations.lock(tx, call.operation.id, _next(workspace.id))
+            return {}
         wait = float(str(call.operation.input.get("workspace_wait") or 0))
+        waited = _PATIENCE - call.deadline.left  # by a clock that nobody sets
         # an operation ends by itself, a sandbox need not
-        if workspace.state is WorkspaceState.ATTACHED and clock.now() - call.started >= wait:
-            waited = f", and {render_duration(int(wait))} are over" if wait else ""
+        if workspace.state is WorkspaceState.ATTACHED and waited >= wait:
+            over = f", and {render_duration(int(wait))} are over" if wait else ""
             raise Conflict(
-                f"cannot use workspace {workspace.name}: {in_the_way}{waited}",
+                f"cannot use workspace {workspace.name}: {in_the_way}{over}",
                 hint="wait for it: --workspace-wait 1h",
             )
         raise Later(_LOOK_AGAIN, f"workspace {workspace.name}: {in_the_way}")
+
+    def lease(self, call: Call) -> Result:
+        """The lease for the sandbox that has its record now."""
+
+        def write(tx: Tx) -> Output:
+            workspace = live_workspace(tx, call.operation)
+            sandbox = sandboxes.get(tx, call.number("reserve", "vmid"))
+            holder = operations.holder_of(tx, subject_of(workspace.id))
+            if workspace.holder != sandbox.id and holder is not None:
+                raise Later(_LOOK_AGAIN, f"workspace {workspace.name}: {words(holder)}")
+            nonce = workspaces.hold(tx, workspace.id, sandbox, operation=call.operation.id)
+            operations.unlock(tx, call.operation.id, _next(workspace.id))
+            return {"nonce": nonce}
+
+        return write
 
     def attach(self, call: Call) -> Result:
         """By the lease that is ours still: one that was cleared by hand may be another's by now."""
@@ -68,7 +85,10 @@ class WorkspaceOfNew:
             workspace = live_workspace(tx, call.operation)
             sandbox = sandboxes.get(tx, vmid)
         if workspace.holder != sandbox.id:
-            raise Conflict(f"the lease of workspace {workspace.name} was cleared meanwhile")
+            raise Conflict(
+                f"the lease of workspace {workspace.name} was cleared meanwhile",
+                hint=f"see: agentlab workspace show {workspace.name}",
+            )
         self._world.hypervisor.attach(vmid, workspace.volid, owner=self._world.installation)
         return None
 
@@ -79,8 +99,25 @@ class WorkspaceOfNew:
         return None
 
 
+def _next(workspace: int) -> str:
+    """What the one has locked who is to have a workspace next."""
+    return f"workspace-next:{workspace}"
+
+
+def next_in_line(tx: Tx, workspace: int) -> OperationRow | None:
+    """The operation that makes a sandbox and has waited longest for a workspace."""
+    first = operations.holder_of(tx, _next(workspace))
+    if first is not None:
+        return first
+    for each in operations.at_step(tx, HOLD):
+        found = operations.get(tx, each)
+        if found.input.get("workspace") == workspace:
+            return found
+    return None
+
+
 def _in_the_way(tx: Tx, workspace: Workspace, call: Call) -> str:
-    """Why a sandbox that is made cannot have it now, "" when it can."""
+    """Why a sandbox that is to be made cannot have it now, "" when it can."""
     if workspace.state is WorkspaceState.CREATING:
         return "it is being made"
     if workspace.state is WorkspaceState.ATTACHED:
@@ -88,11 +125,9 @@ def _in_the_way(tx: Tx, workspace: Workspace, call: Call) -> str:
     holder = operations.holder_of(tx, subject_of(workspace.id))
     if holder is not None:
         return words(holder)
-    for each in operations.at_step(tx, HOLD):
-        if each == call.operation.id:
-            break
-        if operations.get(tx, each).input.get("workspace") == workspace.id:
-            return "another one waits for it longer"
+    first = next_in_line(tx, workspace.id)
+    if first is not None and first.id != call.operation.id:
+        return "another one waits for it longer"
     return ""
 
 

@@ -17,7 +17,7 @@ from agentlab.operations.boot import close_record, handed_over, unfence
 from agentlab.operations.context import World
 from agentlab.operations.provision import Provision
 from agentlab.operations.turn import words
-from agentlab.operations.workspace_attach import refuse_sandbox, running
+from agentlab.operations.workspace_attach import guest_time, refuse_sandbox, running
 from agentlab.operations.workspace_turn import live_workspace, volid_of, workspace_turn
 from agentlab.store import operations, sandboxes, workspaces
 from agentlab.store.db import Tx
@@ -25,7 +25,7 @@ from agentlab.store.operations import OperationRow
 
 KIND = "workspace.rebind"
 _OLD = "old_turn"
-_TURN, _PLUG, _GUEST, _END = 7200.0, 120.0, 1800.0, 900.0
+_TURN, _PLUG, _END = 7200.0, 120.0, 900.0
 
 
 def operation(world: World) -> Operation:
@@ -37,11 +37,11 @@ def operation(world: World) -> Operation:
             workspace_turn(lambda *_: {}),
             *Provision(world, handed_over, workspace=False).steps(),
             Step(_OLD, move.old_turn, _TURN),
-            Step("unmount", move.unmount, _GUEST, undo=move.mount_again),
+            Step("unmount", move.unmount, guest_time(world), undo=move.mount_again),
             Step("detach", move.unplug, _PLUG, undo=move.plug_again),
             Step("lease", move.lease, _PLUG, undo=move.lease_back),
             Step("attach", move.plug, _PLUG, undo=move.unplug_new),
-            Step("mount", move.mount, _GUEST, undo=move.unmount_new),
+            Step("mount", move.mount, guest_time(world), undo=move.unmount_new),
             Step("destroy_old", move.destroy_old, _END, no_return=True, applies=_destroys),
         ],
     )
@@ -152,7 +152,9 @@ class _Move:
         return None
 
     def unplug_new(self, call: Call) -> Result:
+        """The new one goes anyway: without power it lets go of the disk, whatever its guest does."""
         with contextlib.suppress(NotFound, NotOurs):
+            self._world.hypervisor.stop(call.operation.vmid, owner=self._world.installation)
             self._detach(call, call.operation.vmid)
         return None
 

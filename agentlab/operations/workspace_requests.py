@@ -13,7 +13,6 @@ from agentlab.model.sandbox import SandboxSpec, parse_snapshot_name
 from agentlab.model.workspace import (
     Workspace,
     WorkspaceSpec,
-    WorkspaceState,
     check_size,
     parse_workspace_name,
 )
@@ -27,7 +26,7 @@ from agentlab.operations import (
 from agentlab.operations.asked import digest_of, earlier
 from agentlab.operations.context import World
 from agentlab.operations.sandbox_requests import plan_sandbox
-from agentlab.operations.workspace_turn import subject_of
+from agentlab.operations.workspace_turn import refuse_making, subject_of
 from agentlab.store import operations, sandboxes, workspaces
 from agentlab.store.db import Tx
 
@@ -85,6 +84,7 @@ def attach(world: World, runner: Runner, name: str, sandbox: str, key: str) -> s
         refuse_making(workspace, "attach")
         if workspace.holder != box.id:
             workspaces.refuse_attached(tx, workspace, "attach")
+            workspace_attach.refuse_awaited(tx, workspace)
         _refuse_job(tx, workspace, box.vmid, f"attach workspace {name} to")
         return runner.submit(
             tx, workspace_attach.ATTACH, [subject_of(workspace.id)],
@@ -120,15 +120,6 @@ def _refuse_job(tx: Tx, workspace: Workspace, vmid: int, what: str) -> None:
             hint=f"wait for it (agentlab job wait {holder.job}), or cancel it "
             f"(agentlab job cancel {holder.job})",
             details={"operation": holder.id, "job": holder.job, "workspace": workspace.name},
-        )
-
-
-def refuse_making(workspace: Workspace, verb: str) -> None:
-    """Conflict for a workspace whose volume is still being made."""
-    if workspace.state is WorkspaceState.CREATING:
-        raise Conflict(
-            f"cannot {verb} workspace {workspace.name}: it is being made",
-            hint=f"see: agentlab workspace show {workspace.name}",
         )
 
 
@@ -257,13 +248,15 @@ def begin_fork(
 
 
 def rebind(
-    world: World, runner: Runner, name: str, spec: SandboxSpec, key: str, *, keep_old: bool
-) -> str:
+    world: World, runner: Runner, name: str, spec: SandboxSpec, key: str,
+    *, keep_old: bool, force: bool = False,
+) -> str:  # fmt: skip
     """The operation that makes a new sandbox, and moves an attached workspace to it when it is READY.
 
-    `spec.profile` "" is the old one's.  The old sandbox is destroyed afterwards, unless `keep_old`.
+    `spec.profile` "" is the old one's, and so are labels, for none.  The old sandbox is destroyed
+    afterwards, unless `keep_old`.  `force`: what uses /work in it is ended.
     """
-    digest = digest_of(workspace_rebind.KIND, name, dataclasses.asdict(spec), keep_old)
+    digest = digest_of(workspace_rebind.KIND, name, dataclasses.asdict(spec), keep_old, force)
     with world.store.read() as tx:
         before = earlier(tx, key, digest)
         if before is not None:
@@ -275,7 +268,9 @@ def rebind(
             f"cannot rebind workspace {name}: no sandbox has it",
             hint=f"attach it: agentlab workspace attach {name} SANDBOX",
         )
-    spec = dataclasses.replace(spec, profile=spec.profile or held.profile)
+    spec = dataclasses.replace(
+        spec, profile=spec.profile or held.profile, labels=spec.labels or held.labels
+    )
     planned = plan_sandbox(world, spec)
     identity = new_id()
     with world.store.write() as tx:
@@ -292,6 +287,7 @@ def rebind(
                 "workspace": workspace.id,
                 "old": {"vmid": held.vmid, "id": held.id},
                 "keep_old": keep_old,
+                "force": force,
             },
             operation=identity, in_turn=True, request=(key, digest),
         )  # fmt: skip

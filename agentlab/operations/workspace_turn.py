@@ -50,7 +50,11 @@ def live_workspace(tx: Tx, operation: OperationRow) -> Workspace:
     identity = operation.input["workspace"]
     found = workspaces.by_id(tx, identity) if isinstance(identity, int) else None
     if found is None or found.state is WorkspaceState.DELETED:
-        raise Conflict("the workspace is deleted", hint="see: agentlab workspace list")
+        name, why = (found.name, found.reason) if found else ("", "")
+        raise Conflict(
+            f"workspace {name} is deleted" + (f": {why}" if why else ""),
+            hint="see: agentlab workspace list",
+        )
     return found
 
 
@@ -87,3 +91,12 @@ def sandbox_turn(check: SandboxCheck, *, undo: Callable[[Call], Result] | None =
 def is_gone(call: Call) -> bool:
     """Whether the sandbox was gone when its turn had come."""
     return call.outputs[SANDBOX_TURN].get("gone") is True
+
+
+def refuse_making(workspace: Workspace, verb: str) -> None:
+    """Conflict for a workspace whose volume is still being made."""
+    if workspace.state is WorkspaceState.CREATING:
+        raise Conflict(
+            f"cannot {verb} workspace {workspace.name}: it is being made",
+            hint=f"see: agentlab workspace show {workspace.name}",
+        )

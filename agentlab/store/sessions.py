@@ -67,10 +67,17 @@ def touch(tx: Tx, identity: int) -> None:
 
 
 def delete(tx: Tx, identity: int, *, operation: str = "") -> None:
-    """Absent: returns.  Its workspace stays."""
+    """Absent: returns.  Its workspace stays, and so do its forks, which are nobody's any more.
+
+    A later session of the same name has branches of its own.
+    """
     found = by_id(tx, identity)
     if found is not None:
         tx.execute("DELETE FROM session WHERE id = ?", (identity,))
+        tx.execute(
+            "UPDATE session SET origin = ? WHERE origin = ?",
+            (f"{found.name}#{identity}", found.name),
+        )
         _tell(tx, f"session {found.name} was deleted", found.name, operation)
 
 

@@ -118,8 +118,8 @@ def transition(
         raise unknown("workspace", identity, [])
     state = WORKSPACE.next(before.state, event)
     tx.execute(
-        "UPDATE workspace SET state = ?, changed = ? WHERE id = ? AND state = ?",
-        (state, clock.now(), identity, before.state),
+        "UPDATE workspace SET state = ?, changed = ?, reason = ? WHERE id = ? AND state = ?",
+        (state, clock.now(), reason, identity, before.state),
     )
     _tell(tx, before.name, state, operation=operation, reason=reason)
     return _again(tx, identity)
@@ -244,4 +244,5 @@ def _workspace(row: sqlite3.Row) -> Workspace:
         vmid=row["vmid"],
         nonce=row["nonce"],
         lease_until=row["lease_until"],
+        reason=row["reason"],
     )

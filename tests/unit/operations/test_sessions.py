@@ -238,7 +238,7 @@ def test_a_job_whose_fork_fails_says_so(bench: WorkBench) -> None:
     bench.hypervisor.faults["clone_volume"] = [Conflict("storage local is full")]
     job = bench.create(dataclasses.replace(SPEC, session="lab", branch="fix"))
     failed = bench.until(job, JobState.FAILED)
-    assert "workspace is deleted" in failed.reason
+    assert "workspace lab-fix is deleted: storage local is full" in failed.reason
     assert bench.clean()
 
 
