@@ -190,7 +190,7 @@ def watch_programs(sim: Sim) -> None:
     def convert(words: Sequence[str], progress: Any) -> None:
         _reached(sim, "qemu-img convert", lambda: real_convert(words, progress))
 
-    tool.do, qemu_img.convert = do, convert  # type: ignore[assignment]
+    tool.do, qemu_img.convert = do, convert
 
 
 def _reached(sim: Sim, program: str, act: Callable[[], Any]) -> Any:

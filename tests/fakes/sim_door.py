@@ -50,7 +50,7 @@ DOOR = Endpoint("sim", "POST", "/v1/sim", Asked, Answer, "workspaces and session
 
 def open_door() -> None:
     """Puts it into the table of this process."""
-    table.ENDPOINTS = (*table.ENDPOINTS, DOOR)
+    table.ENDPOINTS = (*table.ENDPOINTS, DOOR)  # type: ignore[arg-type]
     handlers.HANDLERS["sim"] = _ask  # type: ignore[index]
 
 

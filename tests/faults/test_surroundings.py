@@ -35,7 +35,7 @@ def _parts() -> Iterator[object]:
         yield pytest.param(each, "all", id=f"{each}-all", marks=pytest.mark.soak)
 
 
-@pytest.mark.parametrize(("scenario", "part"), _parts())
+@pytest.mark.parametrize(("scenario", "part"), [*_parts()])
 def test_a_machine_that_dies_while_the_daemon_is_down(
     scenario: Scenario, part: str, tally: Tally
 ) -> None:

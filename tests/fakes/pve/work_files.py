@@ -53,7 +53,7 @@ class WorkFiles(ProxmoxNode):
         if self.shelf is None:
             return
         known = self.storages[self.storage]["volumes"]
-        for path in self.shelf.glob("*/vm-*-agentlab-*.qcow2"):
+        for path in _images_in(self.shelf):
             with contextlib.suppress(FileNotFoundError, AgentLabError):  # it is being made
                 name, size = f"{path.parent.name}/{path.name}", header_size(path) << 20
                 facts = {"content": "images", "format": "qcow2", "vmid": int(path.parent.name)}
@@ -80,6 +80,12 @@ class WorkFiles(ProxmoxNode):
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 path.parent.rmdir()
+
+
+def _images_in(shelf: Path) -> list[Path]:
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # a folder that goes meanwhile
+            return [*shelf.glob("*/vm-*-agentlab-*.qcow2")]
 
 
 def run_image(*words: object) -> str:
