@@ -28,7 +28,7 @@ from agentlab.operations.asked import digest_of, earlier
 from agentlab.operations.context import World
 from agentlab.operations.sandbox_requests import plan_sandbox
 from agentlab.operations.workspace_turn import subject_of
-from agentlab.store import operations, sandboxes, workspaces
+from agentlab.store import operations, sandboxes, sessions, workspaces
 from agentlab.store.db import Tx
 
 _Checked = Callable[[Tx, Workspace], None]
@@ -211,7 +211,7 @@ def _detached(
         if before is not None:
             return before.id
         workspace = workspaces.get(tx, name)
-        workspaces.refuse_attached(workspace, verb)
+        workspaces.refuse_attached(workspace, verb, session=_session_of(tx, workspace))
         refuse_making(workspace, verb)
         if check is not None:
             check(tx, workspace)
@@ -219,6 +219,11 @@ def _detached(
             tx, kind, [subject_of(workspace.id)], {"workspace": workspace.id, **given},
             in_turn=True, request=(key, digest),
         )  # fmt: skip
+
+
+def _session_of(tx: Tx, workspace: Workspace) -> str:
+    session = sessions.of_workspace(tx, workspace.id)
+    return session.name if session else ""
 
 
 def fork(world: World, runner: Runner, name: str, key: str, *, new: str, snapshot: str = "") -> str:
@@ -240,7 +245,7 @@ def begin_fork(
     if snapshot:
         parse_snapshot_name(snapshot)
     source = workspaces.get(tx, name)
-    workspaces.refuse_attached(source, "fork")
+    workspaces.refuse_attached(source, "fork", session=_session_of(tx, source))
     refuse_making(source, "fork")
     operation = new_id()
     made = begin_new(

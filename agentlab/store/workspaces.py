@@ -178,13 +178,16 @@ def release_of(tx: Tx, sandbox: int, *, operation: str = "", reason: str = "") -
         release(tx, found.id, found.nonce, operation=operation, reason=reason)
 
 
-def refuse_attached(workspace: Workspace, verb: str) -> None:
-    """Conflict while a sandbox has it: what is done to a volume needs it detached."""
+def refuse_attached(workspace: Workspace, verb: str, *, session: str = "") -> None:
+    """Conflict while a sandbox has it: what is done to a volume needs it detached.
+
+    `session` is the one that it belongs to, "" for none or for one that is not known here.
+    """
     if workspace.state is WorkspaceState.ATTACHED:
+        stop = f", or agentlab session stop {session}" if session else ""
         raise Conflict(
             f"cannot {verb} workspace {workspace.name}: it is attached to sandbox {workspace.vmid}",
-            hint=f"agentlab workspace detach {workspace.name}, or stop its session:"
-            " agentlab session stop",
+            hint=f"agentlab workspace detach {workspace.name}{stop}",
             details={"vmid": workspace.vmid},
         )
 
