@@ -92,7 +92,7 @@ def _fail(tx: Tx, one: Sandbox) -> None:
 
 
 def _close(tx: Tx, one: Sandbox) -> None:
-    close_record(tx, one.vmid, GONE, "")
+    close_record(tx, one.vmid, GONE, "", surely=False)
 
 
 def _off(tx: Tx, one: Sandbox) -> None:

@@ -63,7 +63,7 @@ def _remove(world: World, seen: Sandbox) -> Sandbox | None:
         one = unheld(tx, seen)
         if one is None:
             return None
-        close_record(tx, one.vmid, GONE, "")
+        close_record(tx, one.vmid, GONE, "", surely=False)
         events.append(
             tx, "sandbox.pruned", f"sandbox {one.vmid} was pruned: {GONE}", job=one.job,
             vmid=one.vmid,

@@ -6,10 +6,14 @@ sandbox's own end, clears it.  What cannot be looked at is not gone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from agentlab.errors import AgentLabError
 from agentlab.model.sandbox import SANDBOX, SandboxState
+from agentlab.model.workspace import Workspace
 from agentlab.operations.context import World
-from agentlab.store import sandboxes, workspaces
+from agentlab.operations.workspace_turn import subject_of
+from agentlab.store import operations, sandboxes, workspaces
 from agentlab.store.db import Tx
 
 EVERY = 15.0  # seconds; a lease is four times as long
@@ -22,6 +26,7 @@ def renew(world: World) -> int:
         held = [each for each in workspaces.live(tx) if each.nonce]
     if not held:
         return 0
+    _settle(world, held)
     there = _machines(world)
     with world.store.write() as tx:
         return sum(
@@ -29,6 +34,31 @@ def renew(world: World) -> int:
             for each in held
             if _is_there(tx, each.vmid, each.holder, there)
         )
+
+
+def _settle(world: World, held: Sequence[Workspace]) -> None:
+    """Frees what a sandbox had that is gone, as soon as surely no machine has the volume."""
+    with world.store.read() as tx:
+        orphans = [each for each in held if _is_over(tx, each)]
+    if not orphans:
+        return
+    try:
+        volumes = world.hypervisor.volumes(owner=world.installation)
+    except AgentLabError:
+        return  # looked at again soon
+    attached = {each.volid for each in volumes if each.attached}
+    for each in orphans:
+        if each.volid not in attached:
+            with world.store.write() as tx:
+                workspaces.release(tx, each.id, each.nonce, reason="its sandbox is gone")
+
+
+def _is_over(tx: Tx, workspace: Workspace) -> bool:
+    """Whether the sandbox that has the lease is gone, and nothing is under way with either."""
+    sandbox = sandboxes.find(tx, workspace.vmid)
+    if sandbox is not None and sandbox.id == workspace.holder and not SANDBOX.final(sandbox.state):
+        return False
+    return operations.holder_of(tx, subject_of(workspace.id)) is None
 
 
 def _machines(world: World) -> frozenset[int] | None:

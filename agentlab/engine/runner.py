@@ -189,7 +189,8 @@ class Runner:
         if step is None:
             self._finish(operation, kind)
             return None
-        if operation.cancel and not step.handles_cancel:
+        past_return = step.no_return and step.name in begun
+        if operation.cancel and not step.handles_cancel and not past_return:
             self._turn_back(operation, kind, Cancelled("cancelled"))
             return None
         attempt = self._attempt(operation, step, "do")

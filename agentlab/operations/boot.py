@@ -12,7 +12,7 @@ from agentlab.errors import AgentLabError, Conflict, NotFound, NotOurs
 from agentlab.hypervisor.base import MachineSpec, Nic, Power
 from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxEvent, SandboxState
 from agentlab.operations.context import World
-from agentlab.operations.work_mount import mount_held
+from agentlab.operations.work_mount import let_go, mount_held
 from agentlab.store import events, sandboxes, workspaces
 from agentlab.store.db import Tx
 
@@ -89,6 +89,9 @@ class Boot:
         return None
 
     def stop(self, call: Call) -> Result:
+        with call.store.read() as tx:
+            sandbox = sandboxes.get(tx, call.operation.vmid)
+        let_go(self._world, sandbox)
         with contextlib.suppress(NotOurs):
             self._world.hypervisor.stop(call.operation.vmid, owner=self._world.installation)
         return None
@@ -166,13 +169,15 @@ def unfence(world: World, vmid: int) -> None:
     world.sync_fence()
 
 
-def close_record(tx: Tx, vmid: int, reason: str, operation: str) -> Output:
+def close_record(tx: Tx, vmid: int, reason: str, operation: str, *, surely: bool = True) -> Output:
     """Moves a sandbox whose VM is gone to DESTROYED, by way of FAILED where its table has that.
 
-    Its workspace is free from then on.
+    Its workspace is free from then on; not `surely`, when the VM may be there still under another
+    name: then it is free when no machine has its volume (`workspace_leases`).
     """
     sandbox = sandboxes.get(tx, vmid)
-    workspaces.release_of(tx, sandbox.id, operation=operation)
+    if surely:
+        workspaces.release_of(tx, sandbox.id, operation=operation)
     if sandbox.state is SandboxState.DESTROYED:
         return {}
     if reason and SandboxEvent.FAIL in SANDBOX.allowed(sandbox.state):

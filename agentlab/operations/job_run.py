@@ -204,12 +204,12 @@ class _JobRun:
                 return lambda tx: is_off(tx, vmid, call.operation.id)
             self._world.hypervisor.stop(vmid, owner=owner)
             unfence(self._world, vmid)
-            take_away(self._world, sandbox)
+            take_away(self._world, sandbox, operation=call.operation.id)
             self._world.hypervisor.destroy(vmid, owner=owner)
         except (NotFound, NotOurs) as gone:  # or else it would be tried for ever
             unfence(self._world, vmid)
-            why = f"its VM was gone: {gone.message}"
-            return lambda tx: close_record(tx, vmid, why, call.operation.id)
+            why, surely = f"its VM was gone: {gone.message}", isinstance(gone, NotFound)
+            return lambda tx: close_record(tx, vmid, why, call.operation.id, surely=surely)
         return lambda tx: close_record(tx, vmid, "", call.operation.id)
 
     def _halt(self, vmid: int) -> None:

@@ -7,6 +7,7 @@ from agentlab.engine.step import Call, Operation, Result, Step
 from agentlab.errors import Busy, Conflict, NotOurs
 from agentlab.model.sandbox import SANDBOX
 from agentlab.operations.context import World
+from agentlab.operations.work_mount import let_go_of
 from agentlab.store import operations, sandboxes
 from agentlab.store.db import Tx
 
@@ -31,6 +32,7 @@ def operation(world: World) -> Operation:
         vmid = call.operation.vmid
         with call.store.read() as tx:  # it may have taken long to come here
             _refuse_record(tx, vmid)
+        let_go_of(world, vmid)
         world.hypervisor.destroy(vmid, owner=world.installation)
         return None
 

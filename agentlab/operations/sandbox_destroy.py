@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
 from agentlab import clock
 from agentlab.engine.step import Call, Operation, Result, Step
-from agentlab.errors import Conflict, NotOurs
+from agentlab.errors import AgentLabError, Conflict, NotOurs
+from agentlab.hypervisor.base import Power
 from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxEvent
 from agentlab.operations.boot import close_record, is_off, unfence
 from agentlab.operations.context import World
 from agentlab.operations.turn import is_gone, turn
-from agentlab.operations.work_mount import let_go
+from agentlab.operations.work_mount import let_go, mount_held
 from agentlab.operations.workspace_hold import take_away
 from agentlab.store import sandboxes
 from agentlab.store.db import Tx
@@ -73,7 +75,7 @@ class _Gone:
 
     def steps(self) -> list[Step]:
         return [
-            Step("stop", self.stop, 120, handles_cancel=True),
+            Step("stop", self.stop, 120, undo=self.mount_again, handles_cancel=True),
             Step("unfence", self.away, 60, undo=self.off, handles_cancel=True),
             Step("destroy", self.destroy, 600, handles_cancel=True),
         ]
@@ -86,6 +88,15 @@ class _Gone:
             except NotOurs:
                 if not _forced(call):
                     raise
+        return None
+
+    def mount_again(self, call: Call) -> Result:
+        """It goes on: whoever works in it finds /work, and not the root disk in its place."""
+        if not is_gone(call):
+            with contextlib.suppress(AgentLabError):
+                machine = self._world.hypervisor.status(call.operation.vmid)
+                if machine is not None and machine.power is Power.RUNNING:
+                    mount_held(self._world, call.operation.vmid, self._sandbox(call).id)
         return None
 
     def _sandbox(self, call: Call) -> Sandbox:
@@ -118,13 +129,13 @@ class _Gone:
             return None
         vmid, reason = call.operation.vmid, ""
         try:
-            take_away(self._world, self._sandbox(call))
+            take_away(self._world, self._sandbox(call), operation=call.operation.id)
             self._world.hypervisor.destroy(vmid, owner=self._world.installation)
         except NotOurs as taken:
             if not _forced(call):
                 raise
             reason = f"its VM was gone: {taken.message}"
-        return lambda tx: close_record(tx, vmid, reason, call.operation.id)
+        return lambda tx: close_record(tx, vmid, reason, call.operation.id, surely=not reason)
 
 
 def _forced(call: Call) -> bool:

@@ -12,6 +12,7 @@ from agentlab.operations import admit
 from agentlab.operations.boot import Boot, handed_over, is_off, unfence
 from agentlab.operations.context import World
 from agentlab.operations.turn import turn
+from agentlab.operations.work_mount import let_go
 from agentlab.store import sandboxes
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
@@ -86,6 +87,9 @@ def halt(world: World, vmid: int) -> None:
         if machine.power is Power.PAUSED:  # a guest that stands still cannot power off
             hypervisor.resume(vmid, owner=owner)
         if not hypervisor.shutdown(vmid, owner=owner, timeout=patience):
+            with world.store.read() as tx:
+                sandbox = sandboxes.get(tx, vmid)
+            let_go(world, sandbox)
             hypervisor.stop(vmid, owner=owner)
     except NotFound as gone:
         raise Conflict(

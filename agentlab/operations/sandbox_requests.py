@@ -68,7 +68,7 @@ def _workspace_for(tx: Tx, spec: SandboxSpec) -> int:
     if not spec.workspace:
         return 0
     workspace = workspaces.get(tx, spec.workspace)
-    workspaces.refuse_attached(workspace, "use")
+    workspaces.refuse_attached(tx, workspace, "use")
     return workspace.id
 
 
@@ -323,8 +323,13 @@ def _refuse_destroy(sandbox: Sandbox, holder: OperationRow) -> None:
 def _hurry(world: World, runner: Runner, vmid: int, holder: OperationRow) -> None:
     """Without power what holds it sees at once that nothing more will come.
 
-    It is no more than that: a hypervisor that cannot be reached now loses nothing.
+    It is no more than that: a hypervisor that cannot be reached now loses nothing.  Where there is
+    a workspace, its guest is given the time to write everything out.
     """
+    with world.store.read() as tx:
+        sandbox = sandboxes.find(tx, vmid)
+        if sandbox is not None and workspaces.held_by(tx, sandbox.id) is not None:
+            return
     try:
         world.hypervisor.stop(vmid, owner=world.installation)
     except AgentLabError:

@@ -17,7 +17,7 @@ from agentlab.operations.context import World
 from agentlab.operations.sandbox_power import halt
 from agentlab.operations.turn import STEP as TURN
 from agentlab.operations.turn import Check, turn
-from agentlab.store import events, sandboxes
+from agentlab.store import events, sandboxes, workspaces
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
 
@@ -86,10 +86,19 @@ class _Disks:
         found = call.outputs["detach"].get("volumes") if "detach" in call.outputs else None
         found = call.saved.get("volumes") if found is None else found
         for volid in found if isinstance(found, list) else []:
+            if self._is_anothers(call, str(volid)):
+                continue
             self._world.hypervisor.attach(
                 call.operation.vmid, str(volid), owner=self._world.installation
             )
         return None
+
+    def _is_anothers(self, call: Call, volid: str) -> bool:
+        """Whether the lease was cleared by hand while the disk was out."""
+        with call.store.read() as tx:
+            found = workspaces.of_volume(tx, volid)
+            sandbox = sandboxes.get(tx, call.operation.vmid)
+        return found is not None and found.holder != sandbox.id
 
 
 def save(world: World) -> Operation:

@@ -20,6 +20,7 @@ from agentlab.model.session import (
 )
 from agentlab.model.workspace import Workspace, WorkspaceState, check_size, parse_workspace_name
 from agentlab.operations import (
+    admit,
     job_run,
     sandbox_create,
     session_stop,
@@ -46,7 +47,19 @@ def create(world: World, runner: Runner, spec: SessionSpec, key: str) -> tuple[s
         before = earlier(tx, key, digest)
         if before is not None:
             return spec.name, before.id
+        if spec.workspace and _is_bound(tx, spec):
+            return spec.name, ""  # as asked already: nothing else keeps the key
         return spec.name, begin_create(world, runner, tx, spec, (key, digest))
+
+
+def _is_bound(tx: Tx, spec: SessionSpec) -> bool:
+    """Whether there is this very session already."""
+    found, workspace = sessions.find(tx, spec.name), workspaces.find(tx, spec.workspace)
+    return (
+        found is not None
+        and workspace is not None
+        and (found.workspace, found.profile) == (workspace.id, spec.profile)
+    )
 
 
 def begin_create(
@@ -107,7 +120,7 @@ def resume(
     Conflict for one that runs already, and for who comes second.
     """
     identity = new_id()
-    digest = digest_of("session.resume", name, ttl, keepalive)
+    digest = digest_of("session.resume", name, ttl, keepalive, queue)
     with world.store.read() as tx:
         before = earlier(tx, key, digest)
         if before is not None:
@@ -124,6 +137,9 @@ def resume(
             return before.id
         session, workspace = _whole(tx, name)
         _refuse_running(tx, session, workspace)
+        if not queue:
+            limits = world.config.limits
+            admit.refuse_now(tx, limits, planned.cores, planned.memory, new=True)
         sessions.touch(tx, session.id)
         return runner.submit(
             tx, sandbox_create.KIND, [subject_of_session(session.id)],

@@ -63,18 +63,32 @@ def unmount(world: World, workspace: Workspace, vmid: int, *, force: bool) -> No
 
 
 def let_go(world: World, sandbox: Sandbox) -> None:
-    """Before a sandbox loses its power for good: what its guest has not written yet is written.
+    """Before a sandbox loses its power: what its guest has not written yet is written.
 
     A guest that does not answer in time has what its file system's journal has.
     """
     with world.store.read() as tx:
         held = workspaces.held_by(tx, sandbox.id)
-    if held is None:
-        return
+    if held is not None:
+        _unmount_if_it_answers(world, sandbox.vmid)
+
+
+def let_go_of(world: World, vmid: int) -> None:
+    """As `let_go`, for a machine of ours without a record, which may have a volume all the same."""
+    if world.hypervisor.capabilities.volumes:
+        with contextlib.suppress(AgentLabError):
+            if world.hypervisor.attached(vmid, owner=world.installation):
+                _unmount_if_it_answers(world, vmid)
+
+
+def _unmount_if_it_answers(world: World, vmid: int) -> None:
     with contextlib.suppress(AgentLabError):
-        machine = world.hypervisor.status(sandbox.vmid)
-        if machine is not None and machine.power is Power.RUNNING:
-            _ask(world, sandbox.vmid, ["unmount", "--force"], _LET_GO)
+        machine = world.hypervisor.status(vmid)
+        if machine is None or machine.power is Power.STOPPED:
+            return
+        if machine.power is Power.PAUSED:  # a guest that stands still writes nothing
+            world.hypervisor.resume(vmid, owner=world.installation)
+        _ask(world, vmid, ["unmount", "--force"], _LET_GO)
 
 
 def _ask(world: World, vmid: int, words: Sequence[str], seconds: float) -> Mapping[str, object]:
@@ -106,7 +120,9 @@ def _refused(workspace: Workspace, vmid: int, said: Mapping[str, object]) -> Age
     detail = one_line(str(said.get("detail", "")))[:_MOST_SAID]
     what = f"cannot mount workspace {name} in sandbox {vmid}"
     if code == "absent":
-        return Unavailable(f"{what}: the guest does not see its disk")
+        return Unavailable(
+            f"{what}: the guest does not see its disk", hint=f"see: agentlab workspace check {name}"
+        )
     repair = f"detach it, then look: agentlab workspace fsck {name}"
     if code == "damaged":
         return Conflict(f"{what}: its file system is damaged: {detail}", hint=repair)
@@ -114,7 +130,10 @@ def _refused(workspace: Workspace, vmid: int, said: Mapping[str, object]) -> Age
         return Conflict(f"{what}: its file system is gone", hint=repair)
     if code == "foreign":
         return Conflict(f"{what}: what is on it is not from us: {detail}", hint=repair)
-    return Conflict(f"{what}: {detail or 'the guest does not say why'}")
+    return Conflict(
+        f"{what}: {detail or 'the guest does not say why'}",
+        hint=f"look inside: agentlab sandbox exec {vmid} --user root -- dmesg",
+    )
 
 
 def _busy(workspace: Workspace, vmid: int, said: Mapping[str, object]) -> Conflict:
@@ -136,5 +155,6 @@ def _busy(workspace: Workspace, vmid: int, said: Mapping[str, object]) -> Confli
 
 def _process(entry: Mapping[str, object]) -> str:
     pid, name, user = entry.get("pid"), entry.get("name"), entry.get("user")
-    number = pid if isinstance(pid, int) else "?"
+    known = isinstance(pid, int) and not isinstance(pid, bool) and 0 < pid < 1 << 22
+    number = str(pid) if known else "?"
     return f"{one_line(str(name))[:40]} ({number}, {one_line(str(user))[:32]})"

@@ -66,9 +66,9 @@ def attach(world: World) -> Operation:
     """Gives a sandbox the volume, running or not, and has a running guest mount it at /work."""
     work = Attaching(world)
 
-    def begin(_: Tx, workspace: Workspace, operation: OperationRow) -> Mapping[str, object]:
+    def begin(tx: Tx, workspace: Workspace, operation: OperationRow) -> Mapping[str, object]:
         if workspace.holder != operation.input["sandbox"]:
-            workspaces.refuse_attached(workspace, "attach")
+            workspaces.refuse_attached(tx, workspace, "attach")
         return {}
 
     return Operation(

@@ -44,8 +44,8 @@ def create(world: World) -> Operation:
 def fork(world: World) -> Operation:
     """Another workspace with the same content, of now or of a snapshot; it hangs on nothing."""
 
-    def begin(_: Tx, source: Workspace, __: OperationRow) -> Mapping[str, object]:
-        workspaces.refuse_attached(source, "fork")
+    def begin(tx: Tx, source: Workspace, __: OperationRow) -> Mapping[str, object]:
+        workspaces.refuse_attached(tx, source, "fork")
         return {}
 
     def copy(call: Call) -> Result:

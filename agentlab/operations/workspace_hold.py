@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from agentlab import clock
 from agentlab.engine.step import Call, Later, Output, Result, Step
 from agentlab.errors import Conflict, NotFound, NotOurs
@@ -35,7 +33,7 @@ class WorkspaceOfNew:
         self._world = world
 
     def holding(self) -> Step:
-        """What is held ends with the sandbox's record."""
+        """What is held ends with the sandbox's record, where nothing has ended it before."""
         return Step(HOLD, self.hold, _PATIENCE, applies=wants)
 
     def attaching(self) -> Step:
@@ -77,7 +75,7 @@ class WorkspaceOfNew:
     def detach(self, call: Call) -> Result:
         with call.store.read() as tx:
             sandbox = sandboxes.get(tx, call.operation.vmid)
-        take_away(self._world, sandbox)
+        take_away(self._world, sandbox, operation=call.operation.id)
         return None
 
 
@@ -98,14 +96,22 @@ def _in_the_way(tx: Tx, workspace: Workspace, call: Call) -> str:
     return ""
 
 
-def take_away(world: World, sandbox: Sandbox) -> None:
+def take_away(world: World, sandbox: Sandbox, *, operation: str) -> None:
     """Detaches the volume of a sandbox without power, before its machine goes: a second lock.
 
-    No machine's end takes a volume along that has a number of its own.  The lease ends with the
-    sandbox's record.
+    No machine's end takes a volume along that has a number of its own.  The lease ends at once: if
+    the machine cannot be destroyed then, its sandbox does not hold what it has no more.
     """
     with world.store.read() as tx:
         held = workspaces.held_by(tx, sandbox.id)
-    if held is not None and held.volid:
-        with contextlib.suppress(NotFound, NotOurs):
+    if held is None:
+        return
+    if held.volid:
+        try:
             world.hypervisor.detach(sandbox.vmid, held.volid, owner=world.installation)
+        except NotOurs:
+            return  # nobody knows what has become of it: it ends with the sandbox's record
+        except NotFound:
+            pass  # the volume, or the machine
+    with world.store.write() as tx:
+        workspaces.release(tx, held.id, held.nonce, operation=operation)

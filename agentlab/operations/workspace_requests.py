@@ -28,7 +28,7 @@ from agentlab.operations.asked import digest_of, earlier
 from agentlab.operations.context import World
 from agentlab.operations.sandbox_requests import plan_sandbox
 from agentlab.operations.workspace_turn import subject_of
-from agentlab.store import operations, sandboxes, sessions, workspaces
+from agentlab.store import operations, sandboxes, workspaces
 from agentlab.store.db import Tx
 
 _Checked = Callable[[Tx, Workspace], None]
@@ -84,7 +84,7 @@ def attach(world: World, runner: Runner, name: str, sandbox: str, key: str) -> s
         workspace_attach.refuse_second(tx, workspace, box)
         refuse_making(workspace, "attach")
         if workspace.holder != box.id:
-            workspaces.refuse_attached(workspace, "attach")
+            workspaces.refuse_attached(tx, workspace, "attach")
         _refuse_job(tx, workspace, box.vmid, f"attach workspace {name} to")
         return runner.submit(
             tx, workspace_attach.ATTACH, [subject_of(workspace.id)],
@@ -211,7 +211,7 @@ def _detached(
         if before is not None:
             return before.id
         workspace = workspaces.get(tx, name)
-        workspaces.refuse_attached(workspace, verb, session=_session_of(tx, workspace))
+        workspaces.refuse_attached(tx, workspace, verb)
         refuse_making(workspace, verb)
         if check is not None:
             check(tx, workspace)
@@ -219,11 +219,6 @@ def _detached(
             tx, kind, [subject_of(workspace.id)], {"workspace": workspace.id, **given},
             in_turn=True, request=(key, digest),
         )  # fmt: skip
-
-
-def _session_of(tx: Tx, workspace: Workspace) -> str:
-    session = sessions.of_workspace(tx, workspace.id)
-    return session.name if session else ""
 
 
 def fork(world: World, runner: Runner, name: str, key: str, *, new: str, snapshot: str = "") -> str:
@@ -245,7 +240,7 @@ def begin_fork(
     if snapshot:
         parse_snapshot_name(snapshot)
     source = workspaces.get(tx, name)
-    workspaces.refuse_attached(source, "fork", session=_session_of(tx, source))
+    workspaces.refuse_attached(tx, source, "fork")
     refuse_making(source, "fork")
     operation = new_id()
     made = begin_new(
@@ -257,6 +252,7 @@ def begin_fork(
         {"workspace": source.id, "made": made, "snapshot": snapshot}, operation=operation,
         in_turn=True, request=request,
     )  # fmt: skip
+    operations.lock(tx, operation, subject_of(made))
     return made, operation
 
 
@@ -324,12 +320,18 @@ def clear_lease(world: World, name: str, *, force: bool) -> Workspace:
             details={"vmid": holders[0]},
         )
     with world.store.write() as tx:
-        subject = operations.holder_of(tx, subject_of(workspace.id))
-        if subject is not None:
-            raise Busy(
-                f"cannot clear the lease of workspace {name}: {subject.kind} {subject.id} is under way",
-                details={"operation": subject.id},
-            )
+        for subject in (subject_of(workspace.id), f"sandbox:{workspace.vmid}"):
+            _refuse_under_way(tx, name, subject)  # it may have the volume out for a moment
         return workspaces.release(
             tx, workspace.id, workspace.nonce, reason="its lease was cleared by hand"
+        )
+
+
+def _refuse_under_way(tx: Tx, name: str, subject: str) -> None:
+    holder = operations.holder_of(tx, subject)
+    if holder is not None:
+        raise Busy(
+            f"cannot clear the lease of workspace {name}: {holder.kind} {holder.id} is under way",
+            hint=f"wait until it has ended: agentlab workspace show {name}",
+            details={"operation": holder.id},
         )

@@ -23,8 +23,8 @@ _QUICK = 600.0
 def _detached(verb: str) -> Step:
     """The turn of an operation that nobody may look over the shoulder of."""
 
-    def begin(_: Tx, workspace: Workspace, __: OperationRow) -> Mapping[str, object]:
-        workspaces.refuse_attached(workspace, verb)
+    def begin(tx: Tx, workspace: Workspace, _: OperationRow) -> Mapping[str, object]:
+        workspaces.refuse_attached(tx, workspace, verb)
         return {}
 
     return workspace_turn(begin)
@@ -73,7 +73,7 @@ def delete(world: World) -> Operation:
     """The volume goes with its snapshots and all that is in it."""
 
     def begin(tx: Tx, workspace: Workspace, _: OperationRow) -> Mapping[str, object]:
-        workspaces.refuse_attached(workspace, "delete")
+        workspaces.refuse_attached(tx, workspace, "delete")
         refuse_bound(tx, workspace)
         return {}
 

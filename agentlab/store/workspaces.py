@@ -70,6 +70,15 @@ def held_by(tx: Tx, sandbox: int) -> Workspace | None:
     return None if row is None else _workspace(row)
 
 
+def of_volume(tx: Tx, volid: str) -> Workspace | None:
+    """The one that lives whose volume this is."""
+    row = tx.execute(
+        f"SELECT * FROM workspace WHERE volid = ? AND {_LIVE}",  # noqa: S608
+        (volid,),
+    ).fetchone()
+    return None if row is None else _workspace(row)
+
+
 def last_number(tx: Tx) -> int:
     """The number given out last, 0 for none: the next one is not the one just freed."""
     row = tx.execute("SELECT number FROM workspace ORDER BY id DESC LIMIT 1").fetchone()
@@ -178,16 +187,16 @@ def release_of(tx: Tx, sandbox: int, *, operation: str = "", reason: str = "") -
         release(tx, found.id, found.nonce, operation=operation, reason=reason)
 
 
-def refuse_attached(workspace: Workspace, verb: str, *, session: str = "") -> None:
-    """Conflict while a sandbox has it: what is done to a volume needs it detached.
-
-    `session` is the one that it belongs to, "" for none or for one that is not known here.
-    """
+def refuse_attached(tx: Tx, workspace: Workspace, verb: str) -> None:
+    """Conflict while a sandbox has it: what is done to a volume needs it detached."""
     if workspace.state is WorkspaceState.ATTACHED:
-        stop = f", or agentlab session stop {session}" if session else ""
+        session = tx.execute(
+            "SELECT name FROM session WHERE workspace = ?", (workspace.id,)
+        ).fetchone()
+        stops = f", or: agentlab session stop {session['name']}" if session else ""
         raise Conflict(
             f"cannot {verb} workspace {workspace.name}: it is attached to sandbox {workspace.vmid}",
-            hint=f"agentlab workspace detach {workspace.name}{stop}",
+            hint=f"detach it: agentlab workspace detach {workspace.name}{stops}",
             details={"vmid": workspace.vmid},
         )
 

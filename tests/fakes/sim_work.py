@@ -134,6 +134,11 @@ class WorkDisks:
     def is_mounted(self, vmid: int) -> bool:
         return vmid in self._mounts
 
+    def has(self, vmid: int, volid: str) -> bool:
+        """Whether it is this volume that a guest has mounted."""
+        mount = self._mounts.get(vmid)
+        return mount is not None and mount.path == self.node.file_of(volid)
+
     def put(self, vmid: int, text: str, *, sync: bool = False) -> None:
         """A process in the guest writes to /work."""
         with self._lock:

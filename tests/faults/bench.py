@@ -392,6 +392,15 @@ class Bench:
         found = self.rows("SELECT * FROM workspace WHERE name = ? ORDER BY id DESC LIMIT 1", name)
         return found[0] if found else {}
 
+    def uncovered(self) -> list[str]:
+        """Machines that have a workspace without its lease: so at no moment, whatever is under way."""
+        rows = self.rows("SELECT * FROM workspace WHERE volid != '' AND state != 'DELETED'")
+        with self.served.paused() as node:
+            return [
+                f"VM {vmid} has workspace {row['name']}, whose lease is with {row['vmid']}"
+                for row in rows for vmid in self.holders(node, row["volid"]) if vmid != row["vmid"]
+            ]  # fmt: skip
+
     def content(self, volid: str) -> Content:
         """What is on a volume."""
         return read(self.node.file_of(volid))

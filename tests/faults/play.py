@@ -121,6 +121,7 @@ def die(
             by_chance = " - - - " in kill  # a request looks first whether it is needed at all
             return [] if by_chance else ["the point was not reached"]
     bench.reap()
+    wrong = bench.uncovered()
     if meanwhile is not None:
         if not target.operation:
             (row,) = bench.rows("SELECT id FROM operation ORDER BY created DESC LIMIT 1")
@@ -128,7 +129,7 @@ def die(
         meanwhile()
     bench.start()
     target.operation = scenario.ask(bench, target)
-    return []
+    return wrong
 
 
 def outcome(bench: Bench, scenario: Scenario, target: Target) -> list[str]:

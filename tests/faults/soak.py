@@ -25,6 +25,7 @@ from agentlab.errors import AgentLabError, Unavailable, Unreachable, Unsupported
 from tests.fakes.pve.front import Fault
 from tests.fakes.pve.node import TaskError
 from tests.faults.bench import VMIDS, Bench, Node, bench
+from tests.faults.soak_work import WorkActs
 
 KILL_EACH = 50  # operations
 FAULTS = 0.02  # of all calls
@@ -90,9 +91,11 @@ class Soak:
     lost: list[Callable[[], None]] = field(default_factory=list)
     made: int = 0
     rng: random.Random = field(init=False)
+    work: WorkActs = field(init=False)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
+        self.work = WorkActs(self)
 
     @property
     def node(self) -> ShakyNode:
@@ -116,7 +119,7 @@ class Soak:
             self._resume: 5, self._save: 5, self._delete: 3, self._restore: 4, self._revert: 6,
             self._update: 3, self._renew: 4, self._destroy: 9, self._force: 7, self._cancel: 4,
             self._report: 8, self._behind: 3, self._stranger: 1, self._prune: 1,
-            self._reconcile: 2,
+            self._reconcile: 2, **self.work.acts(),
         }  # fmt: skip
         act = self.rng.choices(list(acts), list(acts.values()))[0]
         if len(self.boxes) > _MOST and act in (self._new, self._job):
@@ -312,14 +315,16 @@ class Soak:
         self._revive()
         self.bench.guests.let_go.update(self.jobs)
         self._settle()
-        wrong = self.bench.wrong(drift=self.drifted)
+        wrong = [*self.bench.wrong(drift=self.drifted), *self.work.wrong()]
         for name in [row["name"] for row in self._live()]:
             self._ask(
                 "destroy --force", table.SANDBOX_DESTROY, m.DestroyRequest(force=True), vmid=name
             )
         self._settle()
         wrong += [f"{row['name']} is still {row['state']}" for row in self._live()]
-        wrong += self.bench.wrong() + self.bench.left()
+        wrong += [*self.bench.wrong(), *self.work.wrong()]
+        self.work.end()
+        wrong += self.bench.wrong() + self.bench.left() + self.work.left()
         known = {row["id"] for row in self.bench.rows("SELECT id FROM job")}
         return wrong + [f"job {each} is lost" for each in self.jobs if each not in known]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,16 +13,29 @@ from agentlab.api import messages as m
 from agentlab.api import table
 from agentlab.errors import AgentLabError, Unavailable
 from tests.faults.bench import Bench, bench
-from tests.faults.play import PARTS, QUIET, Tally, begin, die, unmuted
-from tests.faults.scenarios import SCENARIOS, Scenario, at_work, booting, ready
+from tests.faults.play import QUIET, Tally, begin, die, unmuted
+from tests.faults.scenarios import SANDBOX, SCENARIOS, Scenario, at_work, booting, ready
 
 DAY = 86400.0
 pytestmark = [pytest.mark.slow, QUIET]
-_WITH_A_VM = [each for each in SCENARIOS if not each.fails and "is gone" not in each.name]
+_WITH_A_VM = [
+    each
+    for each in SCENARIOS
+    if not each.fails and "is gone" not in each.name and each.outcome["sandbox"]
+]
+_SOME = ("workspace attach", "workspace detach", "workspace rebind", "session resume",
+         "session stop", "job with a workspace")  # fmt: skip
 
 
-@PARTS
-@pytest.mark.parametrize("scenario", _WITH_A_VM, ids=str)
+def _parts() -> Iterator[object]:
+    """All in `make soak`; in `make test` some, and of some only."""
+    for each in _WITH_A_VM:
+        if each in SANDBOX or each.name in _SOME:
+            yield pytest.param(each, "some", id=f"{each}-some")
+        yield pytest.param(each, "all", id=f"{each}-all", marks=pytest.mark.soak)
+
+
+@pytest.mark.parametrize(("scenario", "part"), _parts())
 def test_a_machine_that_dies_while_the_daemon_is_down(
     scenario: Scenario, part: str, tally: Tally
 ) -> None:

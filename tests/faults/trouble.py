@@ -28,11 +28,14 @@ _TASKS = {
     "POST /nodes/{node}/qemu/{vmid}/status/suspend": "qmpause",
     "POST /nodes/{node}/qemu/{vmid}/status/resume": "qmresume",
     "DELETE /nodes/{node}/qemu/{vmid}": "qmdestroy",
+    "DELETE /nodes/{node}/storage/{storage}/content/{volume}": "imgdel",
 }
-_NO_TASK = ("/config", "/agent/exec")
+_NO_TASK = ("/config", "/agent/exec", "/content")
+_OF_VOLUMES = "/storage/"
 NO_INVENTORY = "no inventory"
 _INVENTORY = "GET /cluster/resources"
 _BATCH = 12
+_MAKES = ("job", "session resume", "workspace rebind")
 _TIMES = {"two lost replies": 2}  # a look at what has become may spare the second
 AnyFault = Fault | TaskFault
 # How a fault is put in place: the node, method and path, whom it is meant for, and whose it is.
@@ -54,7 +57,8 @@ def _task(text: str) -> Arm:
         said = text.format(vmid=vmid)
         if path.endswith("/clone"):  # whose task is the template's: it does not say whom it is for
             return node.fail_clone(vmid, said)
-        return node.fail_tasks(_TASKS[f"{method} {path}"], said, of=str(vmid or ""))
+        of = "" if _OF_VOLUMES in path else str(vmid or "")
+        return node.fail_tasks(_TASKS[f"{method} {path}"], said, of=of)
 
     return arm
 
@@ -107,8 +111,9 @@ def batches(cases: Sequence[Case]) -> list[list[Case]]:
         each
         for each in cases
         if each.trouble == NO_INVENTORY
-        or (each.trouble.startswith("failed task") and each.scenario.name.startswith("job"))
-    ]  # whose VMID a job will have is not known before
+        or _OF_VOLUMES in each.call  # whose volume it will be is not known before
+        or (each.trouble.startswith("failed task") and each.scenario.name.startswith(_MAKES))
+    ]  # nor whose VMID a job will have
     rest = [each for each in cases if each not in alone]
     return [
         *(rest[n : n + _BATCH] for n in range(0, len(rest), _BATCH)),
@@ -153,9 +158,12 @@ def _put(node: Node, case: Case) -> AnyFault:
     vmid = case.target.wanted or case.target.vmid
 
     def only(values: dict[str, str]) -> bool:
-        if vmid:
-            return str(vmid) == str(values.get("newid", values.get("vmid")))
-        return _name(node, values) == f"job-{case.target.job}"
+        if _OF_VOLUMES in path:
+            return True
+        if vmid and str(vmid) == str(values.get("newid", values.get("vmid"))):
+            return True
+        name = _name(node, values)
+        return name == f"job-{case.target.job}" or name.startswith(f"{case.target.key}-")
 
     return arm(node, method, path, only, vmid)
 

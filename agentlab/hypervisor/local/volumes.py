@@ -6,6 +6,7 @@ first.  Snapshots are inside a volume's image.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -115,7 +116,10 @@ class LocalVolumes(Place):
             try:
                 plug(machine.path, image)
             except AgentLabError:
-                machine.write(before)
+                # QEMU may have it all the same: a reply can be lost
+                with contextlib.suppress(AgentLabError):
+                    if unplug(machine.path, _UNPLUG):
+                        machine.write(before)
                 raise
 
     def _note_attached(self, machine: MachineDir, record: Record, volid: str, owner: str) -> Record:

@@ -1,6 +1,6 @@
 -- A volume that outlives sandboxes.  `number` names its volume, `volid` is the hypervisor's name.
 CREATE TABLE workspace (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, -- never given twice: operations name it
     name TEXT NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('CREATING', 'DETACHED', 'ATTACHED', 'DELETED')),
     number INTEGER NOT NULL,
@@ -10,6 +10,7 @@ CREATE TABLE workspace (
     -- A guest has mounted it: it is never given a file system again.
     formatted INTEGER NOT NULL DEFAULT 0 CHECK (formatted IN (0, 1)),
     origin TEXT NOT NULL DEFAULT '',
+    reason TEXT NOT NULL DEFAULT '',
     created REAL NOT NULL,
     changed REAL NOT NULL,
     -- The lease: the sandbox's record that has it, and what tells this holding from any other.
@@ -26,7 +27,7 @@ CREATE UNIQUE INDEX workspace_holder ON workspace (holder) WHERE holder != 0;
 
 -- A workspace bound to a profile, so that work can be stopped and resumed.
 CREATE TABLE session (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, -- never given twice: operations name it
     name TEXT NOT NULL UNIQUE,
     workspace INTEGER NOT NULL UNIQUE REFERENCES workspace (id),
     profile TEXT NOT NULL,

@@ -8,14 +8,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import struct
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from fakepve import schema
 from fakepve.model import TaskError
+from fakepve.server import API
 
+from agentlab.errors import AgentLabError
 from agentlab.hypervisor.local.images import header_size
 from tests.fakes.pve.node import ProxmoxNode
 
@@ -38,12 +42,19 @@ class WorkFiles(ProxmoxNode):
         assert self.shelf is not None
         return self.shelf / volid.partition(":")[2]
 
+    async def _fault_for(self, request: Any, match: Any) -> Any:
+        """A volume's name has a slash, with which fakepve's table finds no line."""
+        if match is None and "/content/" in request.path:
+            path = re.sub(r"(?<=/content/)([^/]+)/", r"\1%2F", request.path.removeprefix(API))
+            match = schema.load().match(path)
+        return await super()._fault_for(request, match)
+
     def _scan(self) -> None:
         if self.shelf is None:
             return
         known = self.storages[self.storage]["volumes"]
         for path in self.shelf.glob("*/vm-*-agentlab-*.qcow2"):
-            with contextlib.suppress(FileNotFoundError, ValueError):
+            with contextlib.suppress(FileNotFoundError, AgentLabError):  # it is being made
                 name, size = f"{path.parent.name}/{path.name}", header_size(path) << 20
                 facts = {"content": "images", "format": "qcow2", "vmid": int(path.parent.name)}
                 known.setdefault(name, {**facts, "ctime": 0})["size"] = size

@@ -7,10 +7,11 @@ import threading
 
 import pytest
 
+from agentlab.config import Limits
 from agentlab.errors import Busy, Conflict, Invalid, NotFound
 from agentlab.model.job import JobState
 from agentlab.model.sandbox import SandboxState
-from agentlab.model.session import branch_session_name, parse_branch, repo_session_base
+from agentlab.model.session import SessionSpec, branch_session_name, parse_branch, repo_session_base
 from agentlab.model.workspace import WorkspaceState
 from agentlab.operations import session_requests as requests
 from agentlab.operations import workspace_requests
@@ -94,8 +95,6 @@ def test_a_session_of_a_workspace_that_is_there(bench: WorkBench) -> None:
 
 def test_a_session_whose_workspace_cannot_be_made_is_not_there(bench: WorkBench) -> None:
     bench.hypervisor.faults["allot"] = [Conflict("storage local is full")]
-    from agentlab.model.session import SessionSpec
-
     _, operation = requests.create(bench.world, bench.runner, SessionSpec("lab", "demo"), "")
     assert bench.ended(operation).state == "failed"
     with bench.world.store.read() as tx:
@@ -109,7 +108,7 @@ def test_fork_copies_the_work_too(bench: WorkBench) -> None:
     bench.volume("lab").content = "mine"
     with pytest.raises(Conflict, match="attached to sandbox") as told:
         requests.fork(bench.world, bench.runner, "lab", "", new="copy")
-    assert told.value.hint == "agentlab workspace detach lab, or agentlab session stop lab"
+    assert "agentlab session stop lab" in told.value.hint
     stop(bench)
     name, operation = requests.fork(bench.world, bench.runner, "lab", "", new="copy")
     assert (name, bench.ended(operation).state) == ("copy", "done")
@@ -148,6 +147,22 @@ def test_delete_keeps_the_work_unless_told(bench: WorkBench) -> None:
     gone = requests.delete(bench.world, bench.runner, "next", "", with_workspace=True)
     assert bench.ended(gone).state == "done"
     assert bench.hypervisor.stored == {}
+
+
+def test_a_session_of_a_workspace_that_is_asked_for_again_is_there(bench: WorkBench) -> None:
+    bench.make()
+    spec = SessionSpec("mine", "demo", workspace="work")
+    for _ in range(2):
+        assert requests.create(bench.world, bench.runner, spec, "key") == ("mine", "")
+
+
+def test_a_resume_that_does_not_queue_is_refused_at_once(bench: WorkBench) -> None:
+    bench.session()
+    config = dataclasses.replace(bench.world.config, limits=Limits(sandboxes=1))
+    world = dataclasses.replace(bench.world, config=config)
+    bench.new()
+    with pytest.raises(Busy, match="no room"):
+        requests.resume(world, bench.runner, "lab", "", queue=False)
 
 
 # --- jobs ---

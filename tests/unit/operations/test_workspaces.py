@@ -13,11 +13,12 @@ from agentlab.errors import Busy, Conflict, Invalid, NotFound, Unavailable
 from agentlab.hypervisor.base import Machine, Power
 from agentlab.model.job import JobState
 from agentlab.model.sandbox import SandboxSpec, SandboxState
+from agentlab.model.session import Session
 from agentlab.model.workspace import WorkspaceSpec, WorkspaceState
 from agentlab.operations import session_stop, workspace_create, workspace_volume
 from agentlab.operations import workspace_requests as requests
 from agentlab.operations.sandbox_power import START, STOP
-from agentlab.store import operations, sandboxes, workspaces
+from agentlab.store import operations, sandboxes, sessions, workspaces
 from agentlab.store.operations import OperationRow
 from tests.unit.operations.bench import SPEC
 from tests.unit.operations.work_bench import WorkBench, bench
@@ -212,8 +213,14 @@ def test_what_needs_it_detached_refuses_and_says_what_detaches(bench: WorkBench,
     before = list(bench.hypervisor.calls)
     with pytest.raises(Conflict, match=f"attached to sandbox {box.vmid}") as told:
         DETACHED_ONLY[verb](bench)
-    assert told.value.hint == "agentlab workspace detach work"
+    assert "agentlab workspace detach work" in told.value.hint
     assert bench.hypervisor.calls == before
+    with bench.world.store.write() as tx:
+        found = workspaces.get(tx, "work")
+        sessions.create(tx, Session("lab", found.id, "demo", 0.0, 0.0))
+    with pytest.raises(Conflict) as told:
+        DETACHED_ONLY[verb](bench)
+    assert "agentlab session stop lab" in told.value.hint
 
 
 @pytest.mark.parametrize(
@@ -597,3 +604,19 @@ def test_a_detach_that_fails_at_its_end_leaves_the_lease_with_its_disk(bench: Wo
     assert bench.workspace().vmid == vmid
     assert bench.hypervisor.plugged == {vmid: bench.workspace().volid}
     assert bench.hypervisor.mounted == {vmid}
+
+
+def test_a_sandbox_that_cannot_be_destroyed_has_given_its_workspace_up(bench: WorkBench) -> None:
+    """Its disk is out by then: a lease without it would keep the workspace from everybody."""
+    bench.make()
+    vmid = bench.new().vmid
+    assert bench.attach("work", vmid).state == "done"
+
+    def destroy(vmid: int, *, owner: str) -> None:
+        raise Conflict("the disk is on fire")
+
+    bench.hypervisor.destroy = destroy  # type: ignore[method-assign]
+    assert bench.ended(bench.destroy(vmid)).state == "failed"
+    assert bench.box(vmid).state is SandboxState.STOPPED
+    assert (bench.workspace().state, bench.workspace().holder) == (WorkspaceState.DETACHED, 0)
+    assert bench.hypervisor.plugged == {}
