@@ -95,18 +95,25 @@ copies() {
     done | head -n 3
 }
 
+# Whether it has changed something, so that only another look tells how it is now.  12 is the end
+# after it put a copy of the superblock back that says that the journal was not replayed: such
+# copies are made by a kernel that grows the file system, and the next look goes on from there.
+changed() {
+    [ "$status" -gt 0 ] && [ "$status" -lt 16 ] && [ "$status" != 8 ]
+}
+
 mend() {
-    for _ in 1 2 3; do
+    for _ in 1 2 3 4; do
         look -f -y
-        # 1 to 7: it has changed something, so that only another look tells how it is now
-        [ "$status" -gt 0 ] && [ "$status" -lt 8 ] || break
+        changed || break
     done
     # By itself it tries the first copy of the superblock only.
     [ "$status" = 8 ] && [ -z "$type" ] || return 0
     for copy in $(copies); do
         look -f -y -B "${copy%:*}" -b "${copy#*:}"
-        [ "$status" -lt 8 ] || continue
+        [ "$status" = 0 ] || changed || continue
         look -f -y
+        ! changed || look -f -y
         break
     done
 }

@@ -69,7 +69,8 @@ def kept(request: pytest.FixtureRequest, program: Path) -> Iterator[Kept]:
         place.detached("data")
         place.run("workspace delete --yes data")
         assert volumes(place.lab) == []
-        assert place.lab.warnings() == []
+        cuts = "stopped behind our back"  # what the daemon says of a power cut
+        assert [each for each in place.lab.warnings() if cuts not in each] == []
 
 
 @pytest.fixture(autouse=True)
@@ -94,9 +95,11 @@ def test_it_goes_from_sandbox_to_sandbox(kept: Kept) -> None:
     assert findings(place.lab, "data") == []
 
 
-def test_it_is_put_back_to_a_snapshot(kept: Kept) -> None:
+def test_it_is_put_back_to_a_snapshot_and_grows(kept: Kept) -> None:
     place = kept.place
     kept.attach("one")
+    room = "df --output=size -B1M /work | tail -1"
+    before = int(place.say("one", room))
     for verb in ("snapshot create data before", "fork data --name never", "fsck data"):
         said = place.run(f"workspace {verb}", 1)
         assert f"attached to sandbox {kept.one}" in said
@@ -108,7 +111,9 @@ def test_it_is_put_back_to_a_snapshot(kept: Kept) -> None:
     kept.detach()
     place.run("workspace snapshot restore data before", 3)  # asks, and there is nobody
     place.run("workspace snapshot restore --yes data before", what="restore")
+    place.run(f"workspace resize data --size {place.mib * 4}M", what="resize")
     kept.attach("two")
+    assert int(place.say("two", room)) > before + place.mib * 0.9
     assert place.sum("two") == kept.digest
     assert place.say("two", "ls /work") == "data\nlost+found"
     kept.detach()
@@ -116,7 +121,7 @@ def test_it_is_put_back_to_a_snapshot(kept: Kept) -> None:
 
 def test_a_fork_and_its_source_leave_each_other_alone(kept: Kept) -> None:
     place = kept.place
-    said = place.run("workspace fork data --name try", what="fork")
+    said = place.run("workspace fork data --name try --from-snapshot before", what="fork")
     assert "the fork of workspace data is a whole copy" in said
     place.run("workspace attach try two", what="attach, hot")
     kept.attach("one")  # both at once
@@ -126,25 +131,7 @@ def test_a_fork_and_its_source_leave_each_other_alone(kept: Kept) -> None:
     kept.detach()
     place.run("workspace detach try", what="detach")
     place.run("workspace delete --yes try")
-    place.run("workspace fork data --name older --from-snapshot before", what="fork of a snapshot")
-    place.run("workspace attach older one", what="attach, hot")
-    assert place.sum("one") == kept.digest
-    place.run("workspace detach older", what="detach")
-    place.run("workspace delete --yes older")
     place.run("workspace snapshot delete data before")
-
-
-def test_it_grows(kept: Kept) -> None:
-    place = kept.place
-    kept.attach("one")
-    room = "df --output=size -B1M /work | tail -1"
-    before = int(place.say("one", room))
-    kept.detach()
-    place.run(f"workspace resize data --size {place.mib * 4}M", what="resize")
-    kept.attach("one")
-    assert int(place.say("one", room)) > before + place.mib * 0.9
-    assert place.sum("one") == kept.digest
-    kept.detach()
 
 
 def test_its_sandbox_is_reverted_stopped_and_destroyed(kept: Kept) -> None:
@@ -177,6 +164,11 @@ def test_who_uses_it_is_named_and_ended_by_force(kept: Kept) -> None:
     assert "sleep (" in said
     assert "--force" in said
     assert place.say("one", "pgrep -x sleep; ls /work").endswith("data\nlog\nlost+found")
+    said = place.run("workspace rebind data --name new", 1)
+    assert "sleep (" in said
+    assert place.show("data")["sandbox"] == "one"
+    assert place.say("one", "pgrep -x sleep; ls /work").endswith("data\nlog\nlost+found")
+    assert place.lab.ask("sandbox", "show", "new")["state"] == "DESTROYED"
     place.run("workspace detach --force data")
     assert place.say("one", "pgrep -x sleep || echo none") == "none"
     kept.attach("one")
@@ -245,6 +237,7 @@ def refused_and_mended(place: Place) -> None:
     assert "clean" in place.run("workspace fsck data", what="fsck")
 
 
+@pytest.mark.soak
 def test_a_superblock_that_is_gone(kept: Kept) -> None:
     overwrite(kept.place.image("data"), 1024, 1024)
     refused_and_mended(kept.place)
@@ -330,16 +323,9 @@ def test_what_is_killed_while_it_is_detached_ends(kept: Kept) -> None:
     kept.check()
 
 
-def test_a_rebind_ends_or_leaves_it_where_it_was(kept: Kept) -> None:
+def test_a_killed_rebind_ends(kept: Kept) -> None:
     place = kept.place
     kept.attach("two")
-    place.say("two", "cd /work; nohup sleep 1000 >/dev/null 2>&1 &", user="agent")
-    said = place.run("workspace rebind data --name new", 1)
-    assert "sleep (" in said
-    assert place.show("data")["sandbox"] == "two"
-    assert place.say("two", "ls /work") == "data\nlost+found"
-    assert place.lab.ask("sandbox", "show", "new")["state"] == "DESTROYED"
-    place.say("two", "pkill -x sleep")
     place.killed_at("after:do:detach", "workspace rebind data --name new")  # nobody has it
     assert place.last("workspace.rebind") == ("done", "")
     assert place.lab.ask("sandbox", "show", kept.two)["state"] == "DESTROYED"

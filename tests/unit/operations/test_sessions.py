@@ -106,8 +106,9 @@ def test_fork_copies_the_work_too(bench: WorkBench) -> None:
     bench.session()
     resume(bench)
     bench.volume("lab").content = "mine"
-    with pytest.raises(Conflict, match="attached to sandbox"):
+    with pytest.raises(Conflict, match="attached to sandbox") as told:
         requests.fork(bench.world, bench.runner, "lab", "", new="copy")
+    assert "agentlab session stop lab" in told.value.hint
     stop(bench)
     name, operation = requests.fork(bench.world, bench.runner, "lab", "", new="copy")
     assert (name, bench.ended(operation).state) == ("copy", "done")
