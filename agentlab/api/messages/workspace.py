@@ -91,13 +91,15 @@ class ForkRequest:
 class RebindRequest:
     """The new sandbox; `profile` "" is the old one's, `ttl` "" the profile's, `name` "" a made one.
 
-    `keep_old`: the old sandbox is not destroyed afterwards.
+    `keep_old`: the old sandbox is not destroyed afterwards.  `force`: what uses /work in it is
+    ended.
     """
 
     profile: str = limit(64, default="")
     name: str = limit(64, default="")
     ttl: str = limit(32, default="")
     keep_old: bool = False
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)

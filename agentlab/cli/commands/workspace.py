@@ -62,7 +62,11 @@ def rebind(ctx: Context) -> Answer:
     args = ctx.args
     name, keep_old = args.text("WORKSPACE"), args.flag("--keep-old")
     request = m.RebindRequest(
-        args.text("--profile"), args.text("--name"), args.text("--ttl"), keep_old
+        args.text("--profile"),
+        args.text("--name"),
+        args.text("--ttl"),
+        keep_old,
+        args.flag("--force"),
     )
 
     def tell(client: Client, last: m.OperationView) -> Answer:

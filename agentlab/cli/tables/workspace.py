@@ -61,6 +61,7 @@ WORKSPACES: tuple[Command, ...] = (
                 kind="duration"),
             Arg("--name", "its name; default: made from the workspace's", value="NAME"),
             Arg("--keep-old", "do not destroy the old one"),
+            Arg("--force", "end what uses /work in the old one"),
             NO_WAIT,
         ),
         _RUN + "rebind", "agentlab workspace rebind data --profile demo",

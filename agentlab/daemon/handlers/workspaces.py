@@ -68,7 +68,7 @@ def rebind(daemon: Daemon, request: Request[m.RebindRequest]) -> m.OperationView
     identity = workspace_requests.rebind(
         daemon.world, daemon.runner, request.values["name"],
         SandboxSpec(profile=asked.profile, name=asked.name, ttl=parse_ttl(asked.ttl)),
-        request.key, keep_old=asked.keep_old,
+        request.key, keep_old=asked.keep_old, force=asked.force,
     )  # fmt: skip
     return shown(daemon, identity)
 
