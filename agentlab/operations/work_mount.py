@@ -152,7 +152,7 @@ def _busy(workspace: Workspace, vmid: int, said: Mapping[str, object]) -> Confli
     shown, more = named[:_MOST_NAMED], len(named) - _MOST_NAMED
     words = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
     return Conflict(
-        f"cannot detach workspace {workspace.name} from sandbox {vmid}: it is in use"
+        f"cannot detach workspace {workspace.name}: it is in use in sandbox {vmid}"
         + (f" by {words}" if words else ""),
         hint="end them, or use --force, which does that",
         details={"processes": shown},
