@@ -294,6 +294,7 @@ def test_a_killed_detach_ends(kept: Kept, moment: str) -> None:
     kept.detach()
 
 
+@MORE
 def test_what_is_killed_while_it_is_detached_ends(kept: Kept) -> None:
     """Snapshot, restore, fork, fsck and resize, one after the other."""
     place, size = kept.place, kept.place.mib * 5

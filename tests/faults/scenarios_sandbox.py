@@ -173,7 +173,7 @@ SANDBOX = (
               "work": True, **had(mounted=False)}),
     Scenario("revert, undone", with_work, acts(table.SANDBOX_REVERT, _REVERT),
              {**FAILED, **DOWN, "sandbox": "STOPPED", "clones": 0, "starts": 1, "work": True,
-              **had(mounted=False), "fs": "dirty"},
+              **had(mounted=False)},
              fails="sandbox.revert await_guest"),
     Scenario("revert --force of a job", at_work,
              acts(table.SANDBOX_REVERT, m.RevertRequest(force=True)),

@@ -165,7 +165,9 @@ def _put(node: Node, case: Case) -> AnyFault:
         name = _name(node, values)
         return name == f"job-{case.target.job}" or name.startswith(f"{case.target.key}-")
 
-    return arm(node, method, path, only, vmid)
+    # a rebind is played alone, and whose task it will be is not known: the old one's or the new one's
+    whose = 0 if case.scenario.name.startswith("workspace rebind") else vmid
+    return arm(node, method, path, only, whose)
 
 
 def _name(node: Node, values: Mapping[str, str]) -> str:
