@@ -45,6 +45,12 @@ def create(world: World, runner: Runner, spec: SessionSpec, key: str) -> tuple[s
         parse_branch(spec.branch)
     world.profile(spec.profile)  # NotFound, Invalid
     digest = digest_of("session.create", dataclasses.asdict(spec))
+    with world.store.read() as tx:
+        before = earlier(tx, key, digest)
+        if before is not None:
+            return spec.name, before.id
+    if not spec.workspace:
+        world.hypervisor.check_storage(spec.storage)
     with world.store.write() as tx:
         before = earlier(tx, key, digest)
         if before is not None:

@@ -38,6 +38,12 @@ def create(world: World, runner: Runner, spec: WorkspaceSpec, key: str) -> str:
     parse_workspace_name(spec.name)
     check_size(spec.size)
     digest = digest_of(workspace_create.CREATE, dataclasses.asdict(spec))
+    with world.store.read() as tx:
+        before = earlier(tx, key, digest)
+        if before is not None:
+            return before.id
+        refuse_taken(tx, spec.name)
+    world.hypervisor.check_storage(spec.storage)
     with world.store.write() as tx:
         before = earlier(tx, key, digest)
         if before is not None:

@@ -148,6 +148,10 @@ class WorkHypervisor(FakeHypervisor):
         self._ours(vmid, owner)
         return [self.plugged[vmid]] if vmid in self.plugged else []
 
+    def check_storage(self, storage: str = "", *, tools: bool = False) -> None:
+        if storage not in ("", "local"):
+            raise NotFound(f"there is no storage {storage}", hint="there is local")
+
     def allot(self, number: int, size: int, *, storage: str = "", owner: str) -> str:
         self._called("allot")
         name = storage or "local"
