@@ -64,62 +64,80 @@ def find(
                 f"put the storage back, or: agentlab workspace delete {name}",
             )
         ]
-    found = []
-    ours = (
-        sandbox is not None and sandbox.id == workspace.holder and not SANDBOX.final(sandbox.state)
-    )
-    if len(volume.attached) > 1:
-        which = ", ".join(str(each) for each in volume.attached)
-        found.append(
-            Finding(
-                "attached-twice",
-                f"machines {which} have it at once, which ruins its file system",
-                f"stop all of them but one: agentlab sandbox stop {volume.attached[-1]}; then "
-                f"agentlab workspace fsck {name}",
-            )
-        )
-    if workspace.nonce and not ours:
-        found.append(
-            Finding(
-                "lease-orphaned", f"sandbox {vmid}, which has its lease, is gone",
-                f"agentlab workspace lease clear {name}",
-            )
-        )  # fmt: skip
-    elif workspace.nonce and vmid not in there:
-        found.append(
-            Finding(
-                "machine-missing", f"sandbox {vmid} has it, and its VM is gone",
-                f"agentlab sandbox destroy --force {vmid}",
-            )
-        )  # fmt: skip
-    elif workspace.nonce and vmid not in volume.attached:
-        found.append(
-            Finding(
-                "not-attached", f"sandbox {vmid} has its lease, and its VM has not the volume",
-                f"agentlab workspace detach --force {name}",
-            )
-        )  # fmt: skip
-    elif workspace.stale(now):
-        found.append(
-            Finding(
-                "lease-stale", "its lease is not renewed",
-                f"agentlab workspace lease clear {name}",
-            )
-        )  # fmt: skip
+    found = [*_of_volume(name, volume), *_of_lease(workspace, volume, sandbox, there, now)]
     for other in volume.attached:
         if other != vmid:
             has = "a sandbox" if other in records else "a machine of ours without a record"
             found.append(
                 Finding(
-                    "attached-elsewhere", f"VM {other}, {has}, has its volume without a lease",
+                    "attached-elsewhere",
+                    f"VM {other}, {has}, has its volume without a lease",
                     f"agentlab sandbox stop {other}, then see agentlab sandbox reconcile",
                 )
-            )  # fmt: skip
+            )
     if volume.size != workspace.size:
         found.append(
             Finding(
-                "size", f"its volume has {volume.size} MiB, its record says {workspace.size}",
+                "size",
+                f"its volume has {volume.size} MiB, its record says {workspace.size}",
                 f"agentlab workspace resize {name} --size {max(volume.size, workspace.size)}M",
             )
-        )  # fmt: skip
+        )
     return found
+
+
+def _of_volume(name: str, volume: Volume) -> list[Finding]:
+    if len(volume.attached) < 2:
+        return []
+    which = ", ".join(str(each) for each in volume.attached)
+    return [
+        Finding(
+            "attached-twice",
+            f"machines {which} have it at once, which ruins its file system",
+            f"stop all of them but one: agentlab sandbox stop {volume.attached[-1]}; then "
+            f"agentlab workspace fsck {name}",
+        )
+    ]
+
+
+def _of_lease(
+    workspace: Workspace, volume: Volume, sandbox: Sandbox | None, there: set[int], now: float
+) -> list[Finding]:
+    """What is wrong with who has it; one thing at a time, the first cause of all."""
+    name, vmid = workspace.name, workspace.vmid
+    if not workspace.nonce:
+        return []
+    mine = sandbox is not None and sandbox.id == workspace.holder
+    if not mine or sandbox is None or SANDBOX.final(sandbox.state):
+        return [
+            Finding(
+                "lease-orphaned",
+                f"sandbox {vmid}, which has its lease, is gone",
+                f"agentlab workspace lease clear {name}",
+            )
+        ]
+    if vmid not in there:
+        return [
+            Finding(
+                "machine-missing",
+                f"sandbox {vmid} has it, and its VM is gone",
+                f"agentlab sandbox destroy --force {vmid}",
+            )
+        ]
+    if vmid not in volume.attached:
+        return [
+            Finding(
+                "not-attached",
+                f"sandbox {vmid} has its lease, and its VM has not the volume",
+                f"agentlab workspace detach --force {name}",
+            )
+        ]
+    if workspace.stale(now):
+        return [
+            Finding(
+                "lease-stale",
+                "its lease is not renewed: is the daemon well?",
+                "journalctl -u agentlabd",
+            )
+        ]
+    return []

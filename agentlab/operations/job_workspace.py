@@ -10,7 +10,6 @@ from agentlab.model.job import JobSpec
 from agentlab.model.session import (
     Session,
     SessionSpec,
-    branch_session_name,
     parse_branch,
     repo_session_base,
 )
@@ -64,13 +63,7 @@ def known(tx: Tx, spec: JobSpec) -> tuple[Workspace | None, Session | None]:
         session = sessions.get(tx, spec.session)
     if session is None:
         return None, None
-    workspace = workspaces.by_id(tx, session.workspace)
-    if workspace is None or workspace.state is WorkspaceState.DELETED:
-        raise Conflict(
-            f"cannot use session {session.name}: its workspace is gone",
-            hint=f"agentlab session delete {session.name}",
-        )
-    return workspace, session
+    return session_requests.workspace_of(tx, session), session
 
 
 def _branch(spec: JobSpec) -> str:
@@ -104,9 +97,7 @@ def _made(world: World, runner: Runner, tx: Tx, spec: JobSpec) -> tuple[int, str
     if spec.session:
         name, _ = session_requests.begin_branch(world, runner, tx, spec.session, spec.branch)
     else:
-        taken = {each.name for each in sessions.everyone(tx)}
-        taken |= {each.name for each in workspaces.live(tx)}
-        name = branch_session_name(repo_session_base(spec.repo.url), _branch(spec), taken)
+        name = session_requests.free_name(tx, repo_session_base(spec.repo.url), _branch(spec))
         session_requests.begin_create(
             world, runner, tx,
             SessionSpec(name, spec.profile, repo=spec.repo.url, branch=_branch(spec)),

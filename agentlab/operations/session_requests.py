@@ -179,13 +179,24 @@ def subject_of_session(identity: int) -> str:
 
 def _whole(tx: Tx, name: str) -> tuple[Session, Workspace]:
     session = sessions.get(tx, name)
+    return session, workspace_of(tx, session)
+
+
+def workspace_of(tx: Tx, session: Session) -> Workspace:
+    """The workspace of a session; Conflict when it is gone."""
     workspace = workspaces.by_id(tx, session.workspace)
     if workspace is None or workspace.state is WorkspaceState.DELETED:
         raise Conflict(
-            f"cannot use session {name}: its workspace is gone",
-            hint=f"agentlab session delete {name}",
+            f"cannot use session {session.name}: its workspace is gone",
+            hint=f"agentlab session delete {session.name}",
         )
-    return session, workspace
+    return workspace
+
+
+def free_name(tx: Tx, base: str, branch: str) -> str:
+    """A name that neither a session nor a workspace has, for a session of this branch."""
+    taken = {each.name for each in sessions.everyone(tx)}
+    return branch_session_name(base, branch, taken | {each.name for each in workspaces.live(tx)})
 
 
 def _refuse_running(tx: Tx, session: Session, workspace: Workspace) -> None:
@@ -309,10 +320,7 @@ def begin_branch(
         _, workspace = _whole(tx, found.name)
         holder = operations.of_made(tx, workspace.id)
         return found.name, holder.id if holder is not None else ""
-    taken = {each.name for each in sessions.everyone(tx)} | {
-        each.name for each in workspaces.live(tx)
-    }
-    new = branch_session_name(name, branch, taken)
+    new = free_name(tx, name, branch)
     return new, _begin_fork(world, runner, tx, name, new, snapshot, branch, request)
 
 

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import contextlib
 
-from agentlab.engine.step import Call, Operation, Output, Result, Step, Wait
+from agentlab.engine.step import Call, Operation, Output, Result, Step
 from agentlab.errors import AgentLabError, Conflict, NotFound, NotOurs
-from agentlab.model.sandbox import Sandbox, SandboxState
+from agentlab.model.sandbox import Sandbox
 from agentlab.model.workspace import Workspace
 from agentlab.operations import work_mount
 from agentlab.operations.boot import close_record, handed_over, unfence
 from agentlab.operations.context import World
 from agentlab.operations.provision import Provision
-from agentlab.operations.turn import words
 from agentlab.operations.workspace_attach import guest_time, refuse_sandbox, running
-from agentlab.operations.workspace_turn import live_workspace, volid_of, workspace_turn
-from agentlab.store import operations, sandboxes, workspaces
+from agentlab.operations.workspace_turn import (
+    live_workspace,
+    lock_sandbox,
+    volid_of,
+    workspace_turn,
+)
+from agentlab.store import sandboxes, workspaces
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
 
@@ -75,16 +79,10 @@ class _Move:
         """Waits until nobody works on the old sandbox; one that is gone has given it up already."""
 
         def write(tx: Tx) -> Output:
-            vmid, identity = _old(call)
-            sandbox = sandboxes.find(tx, vmid)
-            if sandbox is None or sandbox.id != identity or sandbox.state is SandboxState.DESTROYED:
+            sandbox = lock_sandbox(tx, call, *_old(call))
+            if sandbox is None:
                 return {"gone": True}
-            subject = f"sandbox:{vmid}"
-            holder = operations.holder_of(tx, subject)
-            if holder is not None and holder.id != call.operation.id:
-                raise Wait(words(holder), after=1.0)
             refuse_sandbox(sandbox, "detach")
-            operations.lock(tx, call.operation.id, subject)
             return {"gone": False}
 
         return write

@@ -74,18 +74,29 @@ def sandbox_turn(check: SandboxCheck, *, undo: Callable[[Call], Result] | None =
 
     def write(tx: Tx, call: Call) -> Output:
         workspace = live_workspace(tx, call.operation)
-        sandbox = sandboxes.find(tx, call.operation.vmid)
-        gone = sandbox is None or sandbox.id != call.operation.input.get("sandbox")
-        if sandbox is None or gone or sandbox.state is SandboxState.DESTROYED:
+        identity = call.operation.input.get("sandbox")
+        sandbox = lock_sandbox(tx, call, call.operation.vmid, identity)
+        if sandbox is None:
             return {"gone": True}
-        subject = f"sandbox:{sandbox.vmid}"
-        holder = operations.holder_of(tx, subject)
-        if holder is not None and holder.id != call.operation.id:
-            raise Wait(words(holder), after=_LOOK_AGAIN)
-        operations.lock(tx, call.operation.id, subject)
         return {"gone": False, **check(tx, workspace, sandbox, call)}
 
     return Step(SANDBOX_TURN, take, _PATIENCE, undo=undo)
+
+
+def lock_sandbox(tx: Tx, call: Call, vmid: int, identity: object) -> Sandbox | None:
+    """The sandbox of this record, locked for the operation; None when it is gone.
+
+    Waits while another operation works on it.
+    """
+    sandbox = sandboxes.find(tx, vmid)
+    if sandbox is None or sandbox.id != identity or sandbox.state is SandboxState.DESTROYED:
+        return None
+    subject = f"sandbox:{vmid}"
+    holder = operations.holder_of(tx, subject)
+    if holder is not None and holder.id != call.operation.id:
+        raise Wait(words(holder), after=_LOOK_AGAIN)
+    operations.lock(tx, call.operation.id, subject)
+    return sandbox
 
 
 def is_gone(call: Call) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from agentlab.engine.step import Call, Operation, Output, Result, Step
+from agentlab.engine.step import Call, Operation, Output, Result, Step, always
 from agentlab.errors import Conflict, NotFound
 from agentlab.model.workspace import Workspace, WorkspaceEvent
 from agentlab.operations.context import World
@@ -90,7 +90,7 @@ def refuse_bound(tx: Tx, workspace: Workspace) -> None:
         )
 
 
-def freeing(world: World, *, applies: Callable[[OperationRow], bool] | None = None) -> Step:
+def freeing(world: World, *, applies: Callable[[OperationRow], bool] = always) -> Step:
     """The end of a workspace, from which nothing leads back."""
 
     def free(call: Call) -> Result:
@@ -104,8 +104,7 @@ def freeing(world: World, *, applies: Callable[[OperationRow], bool] | None = No
 
         return write
 
-    step = Step("free", free, _QUICK)
-    return step if applies is None else Step("free", free, _QUICK, applies=applies)
+    return Step("free", free, _QUICK, applies=applies)
 
 
 # --- snapshots ---
