@@ -1,7 +1,7 @@
 """Guests with a runner in them, for the stand-in of Proxmox: each fetches its job as the real one
 does, by the real guest listener, from its own address, and reports how it went.
 
-What a job does is its task: "complete", "fail", or "hold", which goes on until the job is
+What a job does is its task: "complete", "fail", "write nothing", or "hold", which goes on until the job is
 cancelled or `let_go`.  One that has /work adds a word to what is there, and syncs nothing.
 """
 
@@ -112,7 +112,7 @@ class _Runner:
             return
         with self._guests._lock:
             self._guests.claimed[self._job] += 1
-        if self._guests.work is not None:
+        if self._guests.work is not None and job["task"] != "write nothing":
             self._guests.work.add(self._vmid, WROTE)
         outcome = {"fail": "failed"}.get(str(job["task"]), "completed")
         if job["task"] == "hold":

@@ -91,8 +91,9 @@ SESSION = (
              {**DONE, **_ONCE, "job": "COMPLETED", **apart(_LEFT)}),
     Scenario("job with a workspace, that fails", alone, runs("fail"),
              {**DONE, **_ONCE, "job": "FAILED", **apart(_LEFT)}),
-    Scenario("job with a workspace, undone", alone, runs("complete"),
-             {**FAILED, **_ONCE, "job": "FAILED", **apart("synced and a job")}, fails="job.run deliver"),
+    # its runner may be as quick as the failure: a task that writes would be a race
+    Scenario("job with a workspace, undone", alone, runs("write nothing"),
+             {**FAILED, **_ONCE, "job": "FAILED", **apart("synced")}, fails="job.run deliver"),
     Scenario("job with a workspace, cancelled", job_at_work, cancel,
              {**DONE, **GONE, "job": "CANCELLED", **apart(_LEFT)}),
     Scenario("job with a workspace, whose lease ends", job_at_work, times_out,
