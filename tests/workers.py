@@ -9,6 +9,7 @@ the others, which mostly wait, and has done when there are no more of those.
 from __future__ import annotations
 
 import re
+import zlib
 from functools import cache
 from pathlib import Path
 
@@ -22,9 +23,14 @@ _APART = re.compile(r"\b(api|shell|local|netfilter-bridged|plain-bridge|do|undo)
 _SHORT = ("test_adapt_image", "test_boot_disk", "test_local", "test_hypervisor")
 
 
+_MATRIX, _PARTS = "test_matrix.py", 8
+
+
 def group_of(nodeid: str) -> str:
     """The tests that one worker runs one after the other."""
     file, _, test = nodeid.partition("::")
+    if file.endswith(_MATRIX):  # each case has a lab of its own, and all of them take long
+        return f"{file}[{zlib.crc32(test.encode()) % _PARTS}]"
     found = None if file.startswith("tests/unit/") else _APART.search(test.partition("[")[2])
     return f"{file}[{found[1]}]" if found else file
 
