@@ -683,8 +683,11 @@ class Hooked(ProxmoxNode):
     def on_destroy(self, vm: FakeVm) -> None:
         self.note(f"destroy {vm.vmid}")
 
-    def on_attach(self, vm: FakeVm, key: str, volid: str) -> None:
-        self.note(f"attach {key} {volid}")
+    def on_attach(self, vm: FakeVm, key: str, volid: str, serial: str) -> None:
+        self.note(f"attach {key} {volid} {serial}".strip())
+
+    def on_detach(self, vm: FakeVm, key: str, volid: str) -> None:
+        self.note(f"detach {key} {volid}")
 
     def on_allot(self, volid: str, size: int) -> None:
         self.note(f"allot {volid} {size}")
