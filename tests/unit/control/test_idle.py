@@ -14,7 +14,7 @@ from agentlab.hypervisor.base import Power
 from agentlab.model.job import JobState
 from agentlab.model.sandbox import Sandbox, SandboxState
 from agentlab.operations.sandbox_power import PAUSE, STOP
-from agentlab.store import events, operations, sandboxes
+from agentlab.store import events, operations, sandboxes, tokens
 from tests.unit.operations.bench import Bench, bench
 
 __all__ = ["bench"]  # the fixture
@@ -164,6 +164,8 @@ def test_a_job_that_shows_nothing_is_cancelled_and_hands_back(
     job = bench.until(bench.create(), JobState.RUNNING)
     with bench.world.store.write() as tx:
         tx.execute("UPDATE sandbox SET idle_stop = ? WHERE vmid = ?", (LIMIT, job.vmid))
+        # its runner has its task: one that never asked for it would not be waited for
+        tokens.spend(tx, bench.world.token(job.id).fingerprint, f"session-{job.id}")
     cpu(bench, job.vmid, 0.01)
     folder = bench.world.job_dir(job.id)
     folder.mkdir(parents=True)
