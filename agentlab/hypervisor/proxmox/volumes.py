@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from agentlab.errors import (
     AgentLabError,
@@ -48,9 +48,9 @@ class ProxmoxVolumes(Part):
 
     def volumes(self, *, owner: str) -> Sequence[Volume]:
         attached: dict[str, list[int]] = {}
-        for found in self._machines(owner):
-            for volid in self._held(found):
-                attached.setdefault(volid, []).append(found.vmid)
+        for vmid, held in self._holdings(owner):
+            for volid in held:
+                attached.setdefault(volid, []).append(vmid)
         return [
             Volume(volid, size, tuple(attached.get(volid, ())))
             for volid, size in self._content(owner).items()
@@ -104,7 +104,16 @@ class ProxmoxVolumes(Part):
         ]
 
     def _holders(self, volid: str, owner: str) -> list[int]:
-        return [found.vmid for found in self._machines(owner) if volid in self._held(found)]
+        return [vmid for vmid, held in self._holdings(owner) if volid in held]
+
+    def _holdings(self, owner: str) -> Iterator[tuple[int, set[str]]]:
+        """Machines and the volumes that each has; one that is destroyed meanwhile has none."""
+        for found in self._machines(owner):
+            try:
+                held = self._held(found)
+            except NotFound:
+                continue
+            yield found.vmid, held
 
     def _held(self, found: Found) -> set[str]:
         """Volumes that a machine has, or still has: a change that waits is shown as if it were made."""

@@ -12,6 +12,7 @@ import pytest
 
 from agentlab.errors import Conflict, Invalid, NotFound, NotOurs, Unsupported
 from agentlab.hypervisor.proxmox.driver import ProxmoxHypervisor
+from agentlab.hypervisor.proxmox.inventory import Found
 from agentlab.hypervisor.proxmox.node import NodeTools
 from agentlab.hypervisor.proxmox.pvesh import PveshTransport
 from agentlab.hypervisor.proxmox.storage_plan import Storage
@@ -267,6 +268,25 @@ def test_a_machine_whose_mark_was_edited_away_still_has_its_volume(shelf: Shelf)
     with pytest.raises(Conflict, match="attached to VM 1012"):
         driver.free(volid, owner=OWNER)
     assert [each.attached for each in driver.volumes(owner=OWNER)] == [(1012,)]
+
+
+def test_a_machine_that_goes_while_volumes_are_looked_for_is_in_nobodys_way(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = shelf.driver
+    for vmid in (1012, 1013):
+        driver.clone("debian-12", vmid, name="box", owner=OWNER)
+    volid = driver.allot(990000, 64, owner=OWNER)
+    plain = driver._held
+
+    def held(found: Found) -> set[str]:
+        if found.vmid == 1012:  # between the list and the look
+            driver.destroy(1012, owner=OWNER)
+        return plain(found)
+
+    monkeypatch.setattr(driver, "_held", held)
+    assert [each.volid for each in driver.volumes(owner=OWNER)] == [volid]
+    driver.snapshot_volume(volid, "first", owner=OWNER)
 
 
 def test_with_a_token_alone_it_is_refused_before_anything_is_done(afar: Shelf) -> None:
