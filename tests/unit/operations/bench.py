@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,8 +110,11 @@ class Bench:
         return not self.hypervisor.machines and not self.fence.members and rows == [0, 0]
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+@contextmanager
+def opened(
+    tmp_path: Path, hypervisor: FakeHypervisor, vmids: str
+) -> Iterator[tuple[World, Runner, FakeFence]]:
+    """An installation with the profiles demo, stop and keep, whose engine runs."""
     profiles = tmp_path / "profiles"
     profiles.mkdir()
     for after in ("destroy", "stop", "keep"):
@@ -118,17 +122,23 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         text = f"after: {after}\nnetwork: off\nagent: {{command: 'true'}}\n"
         (profiles / f"{name}.yaml").write_text(text)
     settings = config.parse(
-        f"data_dir: {tmp_path}\nprofiles_dir: {profiles}\nvmid_range: [1000, 1004]\n",
+        f"data_dir: {tmp_path}\nprofiles_dir: {profiles}\nvmid_range: {vmids}\n",
         tmp_path / "config.yaml",
     )
-    hypervisor, fence = FakeHypervisor(), FakeFence()
-    store = Store(tmp_path / "agentlab.db")
+    fence, store = FakeFence(), Store(tmp_path / "agentlab.db")
     world = World(
         config=settings, store=store, hypervisor=hypervisor, fence=fence,  # type: ignore[arg-type]
         build_template=lambda name, on_step: None, installation="lab", key=Secret("k" * 43),
     )  # fmt: skip
     runner = Runner(store, kinds(world), workers=4)
     runner.start()
-    yield Bench(world, runner, hypervisor, fence)
+    yield world, runner, fence
     runner.stop(5)
     store.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    hypervisor = FakeHypervisor()
+    with opened(tmp_path, hypervisor, "[1000, 1004]") as (world, runner, fence):
+        yield Bench(world, runner, hypervisor, fence)

@@ -8,19 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from agentlab import config
-from agentlab.engine.runner import Runner
 from agentlab.model.session import Session, SessionSpec
 from agentlab.model.workspace import Workspace, WorkspaceSpec
-from agentlab.operations import kinds, session_requests, workspace_requests
-from agentlab.operations.context import World
-from agentlab.secret import Secret
+from agentlab.operations import session_requests, workspace_requests
 from agentlab.store import sessions, workspaces
-from agentlab.store.db import Store
 from agentlab.store.operations import OperationRow
-from tests.fakes.fence import FakeFence
 from tests.fakes.work_hypervisor import FakeVolume, WorkHypervisor
-from tests.unit.operations.bench import Bench
+from tests.unit.operations.bench import Bench, opened
 
 
 @dataclass
@@ -63,24 +57,6 @@ class WorkBench(Bench):
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[WorkBench]:
-    profiles = tmp_path / "profiles"
-    profiles.mkdir()
-    for after in ("destroy", "stop", "keep"):
-        name = "demo" if after == "destroy" else after
-        text = f"after: {after}\nnetwork: off\nagent: {{command: 'true'}}\n"
-        (profiles / f"{name}.yaml").write_text(text)
-    settings = config.parse(
-        f"data_dir: {tmp_path}\nprofiles_dir: {profiles}\nvmid_range: [1000, 1009]\n",
-        tmp_path / "config.yaml",
-    )
-    hypervisor, fence = WorkHypervisor(), FakeFence()
-    store = Store(tmp_path / "agentlab.db")
-    world = World(
-        config=settings, store=store, hypervisor=hypervisor, fence=fence,  # type: ignore[arg-type]
-        build_template=lambda name, on_step: None, installation="lab", key=Secret("k" * 43),
-    )  # fmt: skip
-    runner = Runner(store, kinds(world), workers=4)
-    runner.start()
-    yield WorkBench(world, runner, hypervisor, fence)
-    runner.stop(5)
-    store.close()
+    hypervisor = WorkHypervisor()
+    with opened(tmp_path, hypervisor, "[1000, 1009]") as (world, runner, fence):
+        yield WorkBench(world, runner, hypervisor, fence)
