@@ -386,6 +386,27 @@ def test_an_attach_does_not_jump_the_queue(bench: WorkBench) -> None:
     assert bench.workspace().vmid not in (box.vmid, other.vmid)
 
 
+def test_an_attach_whose_turn_comes_lets_those_who_wait_go_first(bench: WorkBench) -> None:
+    """Nobody waited when it was asked for."""
+    bench.make()
+    bench.new(workspace="work")
+    other = bench.new()
+    job = bench.create(dataclasses.replace(WITH_WORK, workspace_wait=3600))
+    until(lambda: bool(bench.job(job).waits_for))
+    bench.hypervisor.plugged.clear()
+    with bench.world.store.write() as tx:
+        found = workspaces.get(tx, "work")
+        workspaces.release(tx, found.id, found.nonce)
+        asked = bench.runner.submit(
+            tx, "workspace.attach", [f"workspace:{found.id}"],
+            {"workspace": found.id, "sandbox": other.id}, vmid=other.vmid, in_turn=True,
+        )  # fmt: skip
+    ended = bench.ended(asked)
+    assert (ended.state, ended.code) == ("failed", "conflict")
+    assert other.vmid not in bench.hypervisor.plugged
+    bench.until(job, JobState.RUNNING)
+
+
 def test_all_of_this_leaves_no_session_without_work(bench: WorkBench) -> None:
     bench.session()
     bench.ended(sessions_asked.delete(bench.world, bench.runner, "lab", "", with_workspace=True))
