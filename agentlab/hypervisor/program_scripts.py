@@ -39,7 +39,7 @@ born() {
 }
 """
 
-# Ends a session, whatever groups its processes are in.
+# Ends a session, whatever groups its processes are in, and forgets what it kept here.
 _END_SESSION = """
 end_session() {
     for each in /proc/[0-9]*; do
@@ -50,6 +50,14 @@ end_session() {
         [ "$6" = "$1" ] && kill "-$2" "$process" 2>/dev/null
     done
     :
+}
+# What was killed in the midst of making a file may put it there while the rest is removed.
+forget_program() {
+    for tenth in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        rm -rf "$1" 2>/dev/null
+        [ -e "$1" ] || return 0
+        sleep 0.1
+    done
 }
 end_keeper() {
     keeper= since=
@@ -157,7 +165,7 @@ prune() {
           read -r number 2>/dev/null <sid
           [ -s status ] || [ -z "$number" ] || end_session "$number" KILL
           end_keeper )
-        rm -rf "$each"
+        forget_program "$each"
     done
     set -- "$base"/*
     [ $# -le MOST ]
@@ -362,7 +370,7 @@ if [ "$word" = killed ]; then
     fi
 fi
 end_keeper
-cd / && rm -rf "$1/$2"
+cd / && forget_program "$1/$2"
 echo "$word"
 """
 )

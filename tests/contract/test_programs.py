@@ -233,6 +233,19 @@ def test_ending_it_ends_all_of_its_session(place: Place, tmp_path: Path) -> None
         place.programs.hear(name, 0, 0)
 
 
+def test_what_is_written_until_the_last_moment_goes_too(place: Place) -> None:
+    """As by a process that SIGKILL has not reached yet; for half a second, in one loop."""
+    name, _ = place.start("true")
+    script = f"cd {place.guest.base / name} && while :; do : >last.$n; n=$((n + 1)); done"
+    writer = subprocess.Popen(["timeout", "0.5", "sh", "-c", script], stderr=subprocess.DEVNULL)
+    try:
+        time.sleep(0.2)
+        place.programs.end(name)
+        assert not (place.guest.base / name).exists()
+    finally:
+        writer.wait()
+
+
 def test_a_keeper_that_is_killed_is_told(place: Place) -> None:
     name, _ = place.start("sleep", "55", wait=0.3)
     keeper = int((place.guest.base / name / "pid").read_text().split()[0])
