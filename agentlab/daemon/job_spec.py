@@ -47,6 +47,7 @@ def parse_spec(store: Store, request: m.JobRequest) -> JobSpec:
         stateful=request.stateful,
         branch=request.branch,
         workspace_wait=parse_ttl(request.workspace_wait, "workspace_wait"),
+        queue=request.queue,
     )
 
 

@@ -74,6 +74,7 @@ class JobSpec:
     `workspace` and `session` are names, "" for none; with `branch` it is the session of that branch,
     made when there is none.  `stateful`: the session of this repository (and branch), made when there
     is none.  `workspace_wait` is for how many seconds a workspace that another has is waited for.
+    `queue` False: refused when this host has no room, instead of waiting for it.
     """
 
     repo: Repo
@@ -88,6 +89,7 @@ class JobSpec:
     stateful: bool = False
     branch: str = ""
     workspace_wait: int = 0
+    queue: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ def create_job(world: World, runner: Runner, spec: JobSpec, request_key: str) ->
         },
         "limits": dataclasses.asdict(profile.limits),
         "workspace_wait": spec.workspace_wait,
+        "queue": spec.queue,
     }
     with world.store.write() as tx:
         earlier = jobs.by_request(tx, request_key) if request_key else None
@@ -67,6 +68,9 @@ def create_job(world: World, runner: Runner, spec: JobSpec, request_key: str) ->
                 hint="send it first: PUT /v1/bundles/SHA256",
                 details={"path": "repo.bundle"},
             )
+        if not spec.queue:
+            limits = world.config.limits
+            admit.refuse_now(tx, limits, planned.cores, planned.memory, new=True)
         workspace, session = job_workspace.taken_up(world, runner, tx, spec)
         if workspace:
             arguments["workspace"] = workspace

@@ -24,7 +24,8 @@ class JobRequest:
     `workspace` names one that it is to have, `session` one that it is to work in, with `branch` that
     session's one for a branch; `stateful`: the repository's own one, made when there is none.
     `profile` may be "" for a session, which has one.  `workspace_wait` is a duration, for how long a
-    workspace that another sandbox has is waited for, "" for not at all.
+    workspace that another sandbox has is waited for, "" for not at all.  `queue` false: refused when
+    this host has no room now.
     """
 
     repo: RepoRequest
@@ -39,6 +40,7 @@ class JobRequest:
     stateful: bool = False
     branch: str = limit(256, default="")
     workspace_wait: str = limit(32, default="")
+    queue: bool = True
 
 
 @dataclass(frozen=True, slots=True)

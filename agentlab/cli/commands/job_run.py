@@ -76,6 +76,7 @@ def _requested(ctx: Context, client: Client) -> Iterator[m.JobRequest]:
         stateful=args.flag("--stateful"),
         branch=args.text("--branch"),
         workspace_wait=args.text("--workspace-wait"),
+        queue=not args.flag("--no-queue"),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentlab.cli.command import Arg, Command
-from agentlab.cli.tables.common import DOCTOR, FOLLOW, JOB, NO_WAIT, RUN, TAIL
+from agentlab.cli.tables.common import DOCTOR, FOLLOW, JOB, NO_QUEUE, NO_WAIT, RUN, TAIL
 
 _PLAN = (
     Arg("--repo", "git URL, or a path on this machine", value="REPO", required=True),
@@ -26,6 +26,7 @@ _PLAN = (
         " is none", value="BRANCH"),
     Arg("--workspace-wait", "how long to wait for a workspace that another has; default: not at"
         " all", value="DUR", kind="duration"),
+    NO_QUEUE,
 )  # fmt: skip
 
 JOBS: tuple[Command, ...] = (

@@ -179,7 +179,8 @@ def test_run_waits_and_tells_what_came_of_it(cli: Run, world: FakeDaemon) -> Non
     world.world.created = lambda job: threading.Timer(
         0.2, world.world.finish, kwargs={"job": job}
     ).start()
-    status, out, err = cli(*JOB, "--label", "a=b", "--env", "K=v=w", "--ttl", "30m", "--depth", "0")
+    status, out, err = cli(*JOB, "--label", "a=b", "--env", "K=v=w", "--ttl", "30m", "--depth", "0",
+                           "--no-queue")  # fmt: skip
     assert status == 0
     assert "job j2 COMPLETED after 42.5s" in out
     assert "exit code  0" in out
@@ -190,7 +191,7 @@ def test_run_waits_and_tells_what_came_of_it(cli: Run, world: FakeDaemon) -> Non
     (request,) = world.world.requests
     assert request == m.JobRequest(
         m.RepoRequest(url="https://host/x", depth=0), "do it", "demo", ttl="30m",
-        env={"K": "v=w"}, labels={"a": "b"},
+        env={"K": "v=w"}, labels={"a": "b"}, queue=False,
     )  # fmt: skip
 
 

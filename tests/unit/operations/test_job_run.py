@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 
 from agentlab import clock
+from agentlab.config import Limits
 from agentlab.control.deadlines import Deadlines
 from agentlab.control.leases import Leases
 from agentlab.control.retention import sweep
-from agentlab.errors import Conflict, Denied, Invalid, NotFound, Unavailable
+from agentlab.errors import Busy, Conflict, Denied, Invalid, NotFound, Unavailable
 from agentlab.hypervisor.base import Machine, Power
 from agentlab.model.job import JobState
 from agentlab.model.sandbox import SandboxState
@@ -92,6 +93,25 @@ def test_ten_jobs_share_nothing_and_too_many_wait(bench: Bench) -> None:
     for job in (*asked[1:], late):
         bench.report(job)
         bench.until(job, JobState.COMPLETED)
+    assert bench.clean()
+
+
+def test_a_job_that_does_not_queue_is_refused_and_not_written_down(bench: Bench) -> None:
+    config = replace(bench.world.config, limits=Limits(sandboxes=1))
+    object.__setattr__(bench.world, "config", config)
+    now = replace(SPEC, queue=False)
+    first = bench.create(now, key="k1")
+    bench.until(first, JobState.RUNNING)
+    with pytest.raises(Busy, match="1 of 1 sandboxes are there"):
+        bench.create(now)
+    assert bench.create(now, key="k1").id == first.id
+    with bench.world.store.read() as tx:
+        assert [job.id for job in jobs.newest(tx)] == [first.id]
+    waits = bench.create()
+    bench.report(first)
+    bench.until(waits, JobState.RUNNING)
+    bench.report(waits)
+    bench.until(waits, JobState.COMPLETED)
     assert bench.clean()
 
 
