@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentlab.errors import AgentLabError, NotFound, Unsupported
+from agentlab.errors import AgentLabError, Denied, Invalid, NotFound, Unsupported
 from agentlab.hypervisor.base import CheckResult, CheckStatus
 from agentlab.model.profile import NetworkMode
 from agentlab.operations.context import World
@@ -158,6 +158,20 @@ def _kvm(world: World) -> CheckResult:
     return CheckResult(_OK, f"{_KVM} is there")
 
 
+def _workspaces(world: World) -> CheckResult:
+    """They are no duty: where there can be none, or not all of it, this is no fault of the host."""
+    try:
+        world.hypervisor.check_storage()
+    except (Denied, Invalid, NotFound, Unsupported) as lacks:
+        return CheckResult(_SKIPPED, f"there can be none: {lacks.message}", lacks.hint)
+    try:
+        world.hypervisor.check_storage(tools=True)
+    except (Denied, Unsupported) as lacks:
+        detail = f"without snapshots, forks and growth: {lacks.message}"
+        return CheckResult(_SKIPPED, detail, lacks.hint)
+    return CheckResult(_OK, "there can be some, with snapshots, forks and growth")
+
+
 def _not_proxmox(world: World) -> CheckResult:
     hint = "set `hypervisor: proxmox` to use it" if Path("/etc/pve").is_dir() else ""
     return CheckResult(_SKIPPED, f"hypervisor is {world.config.hypervisor}", hint)
@@ -174,6 +188,7 @@ CHECKS: Mapping[str, Check] = {
     "template": _template,
     "profiles": _profiles,
     "storage": _storage,
+    "workspaces": _workspaces,
     "guest_listener": _guest_listener,
     "kvm": _kvm,
 }

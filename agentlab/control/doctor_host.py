@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import agentlab
 from agentlab.errors import AgentLabError
-from agentlab.hypervisor.base import Machine, Volume
+from agentlab.hypervisor.base import Machine
 from agentlab.model.sandbox import SANDBOX, Sandbox
 from agentlab.model.workspace import Workspace
 from agentlab.operations.context import World
@@ -54,10 +54,8 @@ def volume_of(world: World, workspace: Workspace | None) -> object:
     hypervisor, volid, owner = world.hypervisor, workspace.volid, world.installation
 
     def listed() -> object:
-        found: list[Volume] = [
-            each for each in hypervisor.volumes(owner=owner) if each.volid == volid
-        ]
-        return found[0] if found else {"absent": f"the hypervisor has no volume {volid} of ours"}
+        found = world.volume(volid)
+        return found or {"absent": f"the hypervisor has no volume {volid} of ours"}
 
     return {
         "volume": _asked(listed),

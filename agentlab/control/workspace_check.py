@@ -35,9 +35,8 @@ def check(world: World, name: str) -> list[Finding]:
                 "busy", f"{busy.kind} {busy.id} is under way", f"agentlab workspace show {name}"
             )
         ]
-    volumes = world.hypervisor.volumes(owner=world.installation)
+    volume = world.volume(workspace.volid) if workspace.volid else None
     there = {each.vmid for each in world.hypervisor.inventory() if each.owner == world.installation}
-    volume = next((each for each in volumes if each.volid == workspace.volid), None)
     return find(workspace, volume, sandbox, records, there, clock.now())
 
 

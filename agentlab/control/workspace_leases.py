@@ -42,13 +42,12 @@ def _settle(world: World, held: Sequence[Workspace]) -> None:
         orphans = [each for each in held if _is_over(tx, each)]
     if not orphans:
         return
-    try:
-        volumes = world.hypervisor.volumes(owner=world.installation)
-    except AgentLabError:
-        return  # looked at again soon
-    attached = {each.volid for each in volumes if each.attached}
     for each in orphans:
-        if each.volid not in attached:
+        try:
+            volume = world.volume(each.volid)
+        except AgentLabError:
+            continue  # looked at again soon
+        if volume is None or not volume.attached:
             with world.store.write() as tx:
                 workspaces.release(tx, each.id, each.nonce, reason="its sandbox is gone")
 

@@ -327,8 +327,11 @@ class Volumes(Protocol):
     is done where the storage cannot do it.
     """
 
-    def volumes(self, *, owner: str) -> Sequence[Volume]:
-        """All volumes of this owner, attached or not."""
+    def volumes(self, *, owner: str, storage: str | None = None) -> Sequence[Volume]:
+        """All volumes of this owner, attached or not; those of one `storage`, "": the one that is set.
+
+        Denied or Unavailable when a storage that is looked at cannot be read: a list is whole.
+        """
         ...
 
     def attached(self, vmid: int, *, owner: str) -> Sequence[str]:
@@ -339,14 +342,14 @@ class Volumes(Protocol):
         ...
 
     def storage_of(self, volid: str) -> str:
-        """The name of the storage that a volume is on, from its name alone."""
+        """The storage that a volume is on, from its name alone; of "" the one that is set, "" for none."""
         ...
 
     def check_storage(self, storage: str = "", *, tools: bool = False) -> None:
         """Raises what `allot` would for this storage ("": the one that is set), and does nothing.
 
         With `tools` also what the snapshots, clones and growth of a volume there would raise.
-        NotFound, Unsupported, Invalid when none is named or set.
+        NotFound, Unsupported, Denied, Invalid when none is named or set.
         """
         ...
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from agentlab.config import Config
 from agentlab.errors import AgentLabError, Invalid
-from agentlab.hypervisor.base import Checks, Hypervisor, TemplateOrder, TemplateReport
+from agentlab.hypervisor.base import Checks, Hypervisor, TemplateOrder, TemplateReport, Volume
 from agentlab.model.ids import unknown
 from agentlab.model.profile import NetworkMode, Profile
 from agentlab.model.profile_file import parse_profile
@@ -94,6 +94,13 @@ class World:
         """The job's one-shot token: the same each time, so that delivering twice is harmless."""
         digest = hmac.new(self.key.reveal().encode(), f"token {job}".encode(), hashlib.sha256)
         return Secret(digest.hexdigest())
+
+    def volume(self, volid: str) -> Volume | None:
+        """A volume of ours as the hypervisor has it now; None when its storage has none like it."""
+        found = self.hypervisor.volumes(
+            owner=self.installation, storage=self.hypervisor.storage_of(volid)
+        )
+        return next((each for each in found if each.volid == volid), None)
 
     def sync_fence(self) -> None:
         """Puts taps and rules for exactly the sandboxes that are fenced in the database."""

@@ -29,8 +29,10 @@ def create(world: World) -> Operation:
     """An empty volume; the first guest that mounts it makes the file system."""
 
     def allot(call: Call) -> Result:
+        with call.store.read() as tx:
+            storage = _record(tx, made_of(call.operation)).storage
         return _new_volume(
-            world, call,
+            world, call, storage,
             lambda made: world.hypervisor.allot(
                 made.number, made.size, storage=made.storage, owner=world.installation
             ),
@@ -55,7 +57,7 @@ def fork(world: World) -> Operation:
         if "before" not in call.saved:
             _tell_how(world, call, source)
         return _new_volume(
-            world, call,
+            world, call, world.hypervisor.storage_of(source.volid),
             lambda made: world.hypervisor.clone_volume(
                 source.volid, made.number, snapshot=snapshot, owner=world.installation,
                 progress=_teller(call),
@@ -86,9 +88,14 @@ def _record(tx: Tx, identity: object) -> Workspace:
 
 
 def _new_volume(
-    world: World, call: Call, make: Callable[[Workspace], str], *, formatted: bool | None = None
+    world: World,
+    call: Call,
+    storage: str,
+    make: Callable[[Workspace], str],
+    *,
+    formatted: bool | None = None,
 ) -> Result:
-    """Makes the volume of a record, or finds it made.
+    """Makes the volume of a record on a storage ("": the one that is set), or finds it made.
 
     What has its name already when this begins was left by a database that is lost: nobody knows
     what is in it, so it is left alone, and the workspace gets another number.
@@ -97,18 +104,17 @@ def _new_volume(
         made = _record(tx, made_of(call.operation))
     before = call.saved.get("before")
     if not isinstance(before, list):
-        before = sorted(each.volid for each in world.hypervisor.volumes(owner=world.installation))
-        call.save(before=before)
+        there = world.hypervisor.volumes(owner=world.installation, storage=storage)
+        before = sorted(each.volid for each in there)
+        call.save(before=before, storage=storage)
     volid = make(made)
     if volid in before:
         with call.store.write() as tx:
             workspaces.set_number(tx, made.id, free_number(world, tx))
         raise Later(0.0)
 
-    size = next(
-        (e.size for e in world.hypervisor.volumes(owner=world.installation) if e.volid == volid),
-        made.size,
-    )
+    found = world.volume(volid)
+    size = found.size if found else made.size
 
     def write(tx: Tx) -> Output:
         workspaces.set_volume(tx, made.id, volid, volid.partition(":")[0])
@@ -140,11 +146,11 @@ def _giving_up(world: World) -> Callable[[Call], Result]:
     """Frees what was made, and nothing that was there before; then the record, and its number."""
 
     def undo(call: Call) -> Result:
-        before = call.saved.get("before")
+        before, storage = call.saved.get("before"), str(call.saved.get("storage", ""))
         with call.store.read() as tx:
             made = workspaces.by_id(tx, made_of(call.operation))
         if isinstance(before, list) and made is not None:  # else nothing was asked for yet
-            for each in world.hypervisor.volumes(owner=world.installation):
+            for each in world.hypervisor.volumes(owner=world.installation, storage=storage):
                 if each.volid not in before and number_of(each.volid) == made.number:
                     world.hypervisor.free(each.volid, owner=world.installation)
 

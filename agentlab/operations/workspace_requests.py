@@ -61,6 +61,7 @@ def begin_new(
 ) -> int:  # fmt: skip
     """Takes a name and a number; the id of the record, whose volume the operation makes."""
     refuse_taken(tx, name)
+    storage = storage or world.hypervisor.storage_of("")  # the settings may change meanwhile
     record = workspace_create.new_record(
         name, workspace_create.free_number(world, tx), size, storage, origin, formatted=formatted
     )
@@ -313,8 +314,8 @@ def clear_lease(world: World, name: str, *, force: bool) -> Workspace:
             f"cannot clear the lease of workspace {name}: sandbox {workspace.vmid} has it and renews it",
             hint=f"agentlab workspace detach {name}; or --force, when you know better",
         )
-    volumes = world.hypervisor.volumes(owner=world.installation)
-    holders = [vmid for each in volumes if each.volid == workspace.volid for vmid in each.attached]
+    volume = world.volume(workspace.volid)
+    holders = volume.attached if volume else ()
     if holders:
         raise Conflict(
             f"cannot clear the lease of workspace {name}: machine {holders[0]} has its volume",

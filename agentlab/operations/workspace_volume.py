@@ -175,10 +175,8 @@ def _need(world: World, volid: str, name: str, verb: str) -> None:
 
 
 def _size_of(world: World, volid: str) -> int:
-    found = [
-        each for each in world.hypervisor.volumes(owner=world.installation) if each.volid == volid
-    ]
-    return found[0].size if found else 0
+    found = world.volume(volid)
+    return found.size if found else 0
 
 
 def _told(tx: Tx, call: Call, text: str, **facts: object) -> Output:

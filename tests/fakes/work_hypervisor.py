@@ -133,8 +133,9 @@ class WorkHypervisor(FakeHypervisor):
             raise Conflict(f"volume {volid} is attached to machine {holders[0]}")
         return volume
 
-    def volumes(self, *, owner: str) -> Sequence[Volume]:
+    def volumes(self, *, owner: str, storage: str | None = None) -> Sequence[Volume]:
         self._called("volumes")
+        self.check_storage(storage or "")
         return [
             Volume(
                 volid, each.size,
@@ -147,6 +148,9 @@ class WorkHypervisor(FakeHypervisor):
     def attached(self, vmid: int, *, owner: str) -> Sequence[str]:
         self._ours(vmid, owner)
         return [self.plugged[vmid]] if vmid in self.plugged else []
+
+    def storage_of(self, volid: str) -> str:
+        return volid.partition(":")[0] or "local"
 
     def check_storage(self, storage: str = "", *, tools: bool = False) -> None:
         if storage not in ("", "local"):

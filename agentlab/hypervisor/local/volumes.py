@@ -38,7 +38,8 @@ _UNPLUG = 20.0  # seconds that a guest has to let go of a disk
 class LocalVolumes(Place):
     """Implements `base.Volumes`."""
 
-    def volumes(self, *, owner: str) -> Sequence[Volume]:
+    def volumes(self, *, owner: str, storage: str | None = None) -> Sequence[Volume]:
+        _need_storage(storage or "")
         found = []
         numbers, holders = self.volume_numbers(), self._holders()
         sweep(self.volume_root)
@@ -69,7 +70,7 @@ class LocalVolumes(Place):
         return holders
 
     def storage_of(self, volid: str) -> str:
-        return volid.partition(":")[0]
+        return volid.partition(":")[0] or STORAGE
 
     def check_storage(self, storage: str = "", *, tools: bool = False) -> None:  # noqa: ARG002  # they are all there
         _need_storage(storage)

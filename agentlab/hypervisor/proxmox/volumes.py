@@ -46,32 +46,39 @@ WORK = "scsi1"  # the drive that a work disk is; a template keeps it free
 class ProxmoxVolumes(Part):
     """Implements `base.Volumes`."""
 
-    def volumes(self, *, owner: str) -> Sequence[Volume]:
+    def volumes(self, *, owner: str, storage: str | None = None) -> Sequence[Volume]:
+        named = () if storage is None else (self._named(storage),)
         attached: dict[str, list[int]] = {}
         for vmid, held in self._holdings(owner):
             for volid in held:
                 attached.setdefault(volid, []).append(vmid)
         return [
             Volume(volid, size, tuple(attached.get(volid, ())))
-            for volid, size in self._content(owner).items()
+            for volid, size in self._content(owner, *named).items()
         ]
 
     def attached(self, vmid: int, *, owner: str) -> Sequence[str]:
         held = self._held(self._inventory.ours(vmid, owner, "look at the volumes of"))
         return sorted(volid for volid in held if volume_owner(volid)[1] == owner)
 
-    def _content(self, owner: str) -> dict[str, int]:
-        """Volumes with this owner's name on all storages of the node: size in MiB by volid."""
+    def _content(self, owner: str, *storages: str) -> dict[str, int]:
+        """Volumes with this owner's name: size in MiB by volid.
+
+        On these storages, or on all of the node; what cannot be seen whole there is no list.
+        """
         listed = self._api.get(
             f"/nodes/{self._node}/storage", what="cannot list the storages", content="images"
         )
+        there = {
+            str(each["storage"]): each for each in (listed if isinstance(listed, list) else [])
+        }
         found: dict[str, int] = {}
-        for entry in listed if isinstance(listed, list) else []:
-            if str(entry.get("active", 0)) != "1":
-                raise Unavailable(f"cannot list volumes: storage {entry['storage']} is not active")
-            self._inventory.need_volumes(str(entry["storage"]))
-            path = f"/nodes/{self._node}/storage/{entry['storage']}/content"
-            what = f"cannot list the volumes of {entry['storage']}"
+        for storage in storages or there:
+            if str(there.get(storage, {}).get("active", 0)) != "1":
+                raise Unavailable(f"cannot list volumes: storage {storage} is not active")
+            self._inventory.need_volumes(storage)
+            path = f"/nodes/{self._node}/storage/{storage}/content"
+            what = f"cannot list the volumes of {storage}"
             volumes = self._api.get(path, what=what, content="images")
             for volume in volumes if isinstance(volumes, list) else []:
                 if volume_owner(str(volume["volid"]))[1] == owner:
@@ -142,10 +149,11 @@ class ProxmoxVolumes(Part):
         return self._settled(lambda: self._allot(self._taking(storage), number, size, owner))
 
     def storage_of(self, volid: str) -> str:
-        return volid.partition(":")[0]
+        return volid.partition(":")[0] or self._settings.storage
 
     def check_storage(self, storage: str = "", *, tools: bool = False) -> None:
         found = self._taking(storage)
+        self._inventory.need_volumes(found.id)
         if tools:
             number = self._settings.volume_vmids[0]
             volume = _volid(found, number, "x").partition(":")[2]
@@ -154,19 +162,23 @@ class ProxmoxVolumes(Part):
 
     def _taking(self, storage: str) -> Storage:
         """The storage of this name ("": of the settings), which takes volumes."""
+        found = self._storage(self._named(storage))
+        if "images" not in found.content:
+            raise Unsupported(
+                f"cannot make a volume on storage {found.id}: it takes no disk images",
+                hint=f"pvesm set {found.id} --content "
+                f"{','.join(sorted({*found.content, 'images'}))}",
+            )
+        return found
+
+    def _named(self, storage: str) -> str:
         name = storage or self._settings.storage
         if not name:
             raise Invalid(
                 "cannot make a volume: no storage is named",
                 hint="set proxmox.storage in the settings, or name one",
             )
-        found = self._storage(name)
-        if "images" not in found.content:
-            raise Unsupported(
-                f"cannot make a volume on storage {name}: it takes no disk images",
-                hint=f"pvesm set {name} --content {','.join(sorted({*found.content, 'images'}))}",
-            )
-        return found
+        return name
 
     def _allot(self, storage: Storage, number: int, size: int, owner: str) -> str:
         volid = _volid(storage, number, owner)
@@ -317,7 +329,8 @@ class ProxmoxVolumes(Part):
         number = self._need_ours(volid, owner, "move")
         if volid.partition(":")[0] == storage:
             return volid
-        sizes = self._content(owner)
+        target = self._storage(storage)
+        sizes = self._content(owner, volid.partition(":")[0], storage)
         if volid not in sizes:
             moved = [each for each in sizes if each.startswith(f"{storage}:")]
             there = next((each for each in moved if volume_owner(each) == (number, owner)), None)
@@ -325,7 +338,6 @@ class ProxmoxVolumes(Part):
                 raise NotFound(f"cannot move volume {volid}: there is no such volume")
             return there
         source, volume = self._tool(volid, owner, "copy")
-        target = self._storage(storage)
         copy = _volid(target, number, owner).partition(":")[2]
         self._tools.check(target, copy, "copy")
         made = self.allot(number, sizes[volid], storage=storage, owner=owner)
@@ -339,7 +351,7 @@ class ProxmoxVolumes(Part):
 
     def grow(self, volid: str, size: int, *, owner: str) -> None:
         self._need_ours(volid, owner, "grow")
-        have = self._content(owner).get(volid)
+        have = self._content(owner, volid.partition(":")[0]).get(volid)
         if have is None:
             raise NotFound(f"cannot make volume {volid} larger: there is no such volume")
         if size < have:

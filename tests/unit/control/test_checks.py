@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agentlab.control import checks
-from agentlab.errors import Conflict, NotFound, Unavailable, Unsupported
+from agentlab.errors import AgentLabError, Conflict, Denied, NotFound, Unavailable, Unsupported
 from agentlab.hypervisor.base import CheckResult, CheckStatus, Template
 from agentlab.model.profile import NetworkMode
 
@@ -46,13 +46,20 @@ class World:
     found: list[Any] = field(default_factory=list)
     templates: list[Template] = field(default_factory=list)
     checks: dict[str, Any] = field(default_factory=dict)
+    volumes: AgentLabError | None = None  # why there can be none
+    tools: AgentLabError | None = None  # why there is no more than making and removing them
 
     def profiles(self) -> list[Any]:
         return self.found
 
     @property
     def hypervisor(self) -> Any:
-        return SimpleNamespace(templates=lambda: self.templates)
+        return SimpleNamespace(templates=lambda: self.templates, check_storage=self.check_storage)
+
+    def check_storage(self, storage: str = "", *, tools: bool = False) -> None:
+        lacks = self.volumes or (self.tools if tools else None)
+        if storage == "" and lacks is not None:
+            raise lacks
 
 
 def profile(name: str, *, mode: NetworkMode = NetworkMode.NAT, problem: str = "") -> Any:
@@ -89,7 +96,7 @@ def test_a_host_that_is_in_order(world: World) -> None:
     assert bad == {}
     assert list(found) == [
         "bridge_vmbr1", "ip_forward", "nftables", "proxmox_api", "token_privileges", "template",
-        "profiles", "storage", "guest_listener", "kvm",
+        "profiles", "storage", "workspaces", "guest_listener", "kvm",
     ]  # fmt: skip
 
 
@@ -160,6 +167,20 @@ def test_what_is_not_there(world: World, tmp_path: Path, monkeypatch: pytest.Mon
     assert asked(world, "guest_listener").status is ERROR
     monkeypatch.setattr(checks, "_ROOM", 1 << 60)
     assert asked(world, "storage").status is ERROR
+
+
+def test_workspaces_are_no_duty(world: World) -> None:
+    assert asked(world, "workspaces").status is OK
+    world.tools = Unsupported("storage ceph cannot snapshot", hint="use another")
+    found = asked(world, "workspaces")
+    assert (found.status, found.remedy) == (SKIPPED, "use another")
+    assert found.detail == "without snapshots, forks and growth: storage ceph cannot snapshot"
+    world.volumes = Denied("the token lacks Datastore.Allocate on /storage/x", hint="grant it")
+    found = asked(world, "workspaces")
+    assert (found.status, found.remedy) == (SKIPPED, "grant it")
+    assert "there can be none: the token lacks Datastore.Allocate" in found.detail
+    world.volumes = Unavailable("Proxmox does not answer")
+    assert asked(world, "workspaces").status is ERROR
 
 
 def test_a_hypervisors_own_checks_take_their_places(world: World) -> None:

@@ -311,7 +311,7 @@ def test_checks_are_told_by_their_names(bench: Bench) -> None:
     bridge = bench.world.config.network.bridge
     assert [each["name"] for each in found] == [
         f"bridge_{bridge}", "ip_forward", "nftables", "proxmox_api", "token_privileges",
-        "template", "profiles", "storage", "guest_listener", "kvm",
+        "template", "profiles", "storage", "workspaces", "guest_listener", "kvm",
     ]  # fmt: skip
     assert by_name["guest_listener"]["status"] == "ok"
     assert by_name["template"]["status"] == "ok"

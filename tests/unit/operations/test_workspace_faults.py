@@ -212,11 +212,11 @@ def test_an_undo_that_waits_keeps_its_number(
     bench.hypervisor.faults["allot"] = [Conflict("full")]
     plain, closed = bench.hypervisor.volumes, threading.Event()
 
-    def volumes(*, owner: str) -> Any:
+    def volumes(*, owner: str, storage: str | None = None) -> Any:
         undoing = operation_of_a and operation(bench, operation_of_a[0]).state == "undoing"
         if undoing and not closed.is_set():
             raise Unavailable("storage nas is not active")
-        return plain(owner=owner)
+        return plain(owner=owner, storage=storage)
 
     operation_of_a: list[str] = []
     bench.hypervisor.volumes = volumes  # type: ignore[method-assign]

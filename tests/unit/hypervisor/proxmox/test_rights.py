@@ -263,3 +263,33 @@ def test_volumes_that_a_token_may_not_see_are_not_gone(tmp_path: Path) -> None:
             with served.paused() as paused:
                 paused.acl = acl
         transport.close()
+
+
+def test_a_storage_that_has_no_volumes_of_ours_need_not_be_read(tmp_path: Path) -> None:
+    """As docs/how-to/workspaces.md has it: more rights on the one storage that they are on."""
+    node = ProxmoxNode(version="9.0.3")
+    value = "01234567-89ab-cdef-0123-456789abcdef"
+    node.apitokens[TOKEN] = value
+    node.pools["lab"] = set()
+    node.add_dir_storage("work")
+    for path, held in all_of(POOL, 9).items():  # local is among them, for clones
+        node.grant(TOKEN, path, *held)
+    node.grant(TOKEN, "/storage/work", "Datastore.Allocate", *all_of(POOL, 9)["/storage/local"])
+    with serve(node, tmp_path) as served:
+        transport = RestTransport(served.url, Secret(f"{TOKEN}={value}"), Tls(served.ca))
+        settings = Settings("pve", "vmbr0", range(1000, 1010), pool="lab", storage="work")
+        driver = ProxmoxHypervisor(transport, settings, NodeTools(""))
+        driver.check_storage()
+        volid = driver.allot(990000, 64, owner="lab")
+        for storage in ("", "work"):
+            seen = driver.volumes(owner="lab", storage=storage)
+            assert [(each.volid, each.size) for each in seen] == [(volid, 64)]
+        with pytest.raises(Denied, match=r"lacks Datastore\.Allocate on /storage/local"):
+            driver.volumes(owner="lab")
+        with pytest.raises(Denied, match=r"lacks Datastore\.Allocate on /storage/local"):
+            driver.check_storage("local")
+        with pytest.raises(Unavailable, match="storage tape is not active"):
+            driver.volumes(owner="lab", storage="tape")
+        driver.free(volid, owner="lab")
+        assert driver.volumes(owner="lab", storage="work") == []
+        transport.close()
