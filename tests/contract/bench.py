@@ -211,5 +211,5 @@ class ProxmoxBench(Bench):
                 f"{name}:{volume}"
                 for name, storage in node.storages.items()
                 for volume, facts in storage["volumes"].items()
-                if facts["vmid"] not in known
+                if facts["content"] == "images" and facts["vmid"] not in known
             ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from agentlab.errors import Busy, Denied, NotFound, NotOurs, Unavailable
 from agentlab.hypervisor.base import Machine, Power
-from agentlab.hypervisor.proxmox.names import parse_owner, tagged_owner
+from agentlab.hypervisor.proxmox.names import parse_disks, parse_owner, tagged_owner
 from agentlab.hypervisor.proxmox.rights import Granted, holds, parse_permissions
 from agentlab.hypervisor.proxmox.settings import Settings
 from agentlab.hypervisor.proxmox.tasks import Api
@@ -283,6 +283,16 @@ class Inventory:
             if self._free(vmid):
                 return None
             raise Unavailable(f"cannot read VM {vmid}: it is just being moved") from moving
+
+    def disks_of(self, vmid: int, node: str, storage: str) -> list[str]:
+        """The disk images on a storage that carry this VMID, as far as our rights show them.
+
+        Without `content` Proxmox adds all snippets and import images, whatever the VMID, and the
+        backups of it (PVE::Storage::Plugin list_volumes).
+        """
+        path = f"/nodes/{node}/storage/{storage}/content"
+        what = f"cannot look for volumes of VMID {vmid} on {storage}"
+        return parse_disks(self._api.get(path, what=what, vmid=vmid, content="images"), vmid)
 
     def node_of(self, vmid: int) -> str | None:
         """Where it was seen last, or is; None only when no guest has this VMID."""

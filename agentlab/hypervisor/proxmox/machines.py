@@ -172,10 +172,7 @@ class ProxmoxMachines(Part):
         """Volumes of a VM that is gone would go with ours: such a VMID is not taken."""
         volumes: list[str] = []
         for storage in sorted(place.storages):
-            path = f"/nodes/{place.node}/storage/{storage}/content"
-            what = f"cannot look for volumes of VMID {vmid} on {storage}"
-            found = self._api.get(path, what=what, vmid=vmid)
-            volumes += [str(entry["volid"]) for entry in found] if isinstance(found, list) else []
+            volumes += self._inventory.disks_of(vmid, place.node, storage)
         if volumes and self._inventory.find(vmid) is None:
             raise NotOurs(
                 f"cannot take VMID {vmid}: there are volumes of a VM that is gone: {volumes[0]}",
@@ -273,10 +270,7 @@ class ProxmoxMachines(Part):
             )
         named = {drive.volid for drive in parse_drives(found.config)}
         for storage in parse_storages(found.config.get("description")):
-            path = f"/nodes/{node}/storage/{storage}/content"
-            left = self._api.get(path, what=f"cannot read {storage}", vmid=vmid)
-            for entry in left if isinstance(left, list) else []:
-                volid = str(entry["volid"])
+            for volid in self._inventory.disks_of(vmid, node, storage):
                 if volid not in named:
                     self._inventory.sure(found, owner, "clean up")
                     self._tools.free(volid)

@@ -227,6 +227,15 @@ def root_drive(config: Mapping[str, object]) -> Drive | None:
     return next(iter(disks.values()), None)
 
 
+def parse_disks(answer: object, vmid: int) -> list[str]:
+    """The volume ids, of a storage's `content`, of the disk images that carry this VMID."""
+    return [
+        str(entry["volid"])
+        for entry in (answer if isinstance(answer, list) else [])
+        if entry.get("content") == "images" and str(entry.get("vmid")) == str(vmid)
+    ]
+
+
 # Volumes that stand by themselves: `vm-<number>-agentlab-<owner>`; the name is the owner mark.
 _VOLUME = re.compile(
     r"(?:^|/)vm-(?P<number>[0-9]+)-agentlab-(?P<owner>[A-Za-z0-9._-]+?)(?P<suffix>\.(?:qcow2|raw))?$"

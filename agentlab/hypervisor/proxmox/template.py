@@ -320,8 +320,7 @@ class Templates:
         what = f"cannot look for volumes of VMID {vmid}"
         storages = self._api.get(f"/nodes/{node}/storage", what=what, content="images", enabled=1)
         for storage in storages if isinstance(storages, list) else []:
-            path = f"/nodes/{node}/storage/{storage['storage']}/content"
-            if self._api.get(path, what=what, vmid=vmid):
+            if self._inventory.disks_of(vmid, node, str(storage["storage"])):
                 return True
         return False
 

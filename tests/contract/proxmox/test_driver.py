@@ -118,6 +118,33 @@ def test_a_vmid_with_volumes_of_a_vm_that_is_gone_is_not_taken(proxmox: ProxmoxB
         assert node.volumes_of(1012) == ["local:1012/vm-1012-disk-0.qcow2"]
 
 
+FILES = ("snippets/x.yaml", "import/debian.qcow2", "backup/vzdump-qemu-1012-2026_11_29.vma")
+
+
+def test_files_of_a_storage_do_not_take_a_vmid(proxmox: ProxmoxBench) -> None:
+    """Proxmox lists snippets and import images for every VMID; backups outlive their VM."""
+    with proxmox.served.paused() as node:
+        files = [node.put_file(name) for name in FILES]
+    proxmox.clone(1012)
+    assert vmids(proxmox) == [1012]
+    proxmox.hypervisor.destroy(1012, owner=OWNER)
+    with proxmox.served.paused() as node:
+        assert {f"local:{name}" for name in node.storages["local"]["volumes"]} >= set(files)
+
+
+def test_cleaning_up_a_clone_that_died_frees_no_file_of_the_storage(
+    proxmox_shell: ProxmoxBench,
+) -> None:
+    with proxmox_shell.served.paused() as node:
+        node.leave_dead_clone(1012, description=names.render_description(OWNER, 1012, ["local"]))
+        files = [node.put_file(name) for name in FILES]
+    proxmox_shell.hypervisor.destroy(1012, owner=OWNER)
+    assert vmids(proxmox_shell) == []
+    assert not proxmox_shell.leftovers()
+    with proxmox_shell.served.paused() as node:
+        assert {f"local:{name}" for name in node.storages["local"]["volumes"]} >= set(files)
+
+
 def test_destroying_takes_no_volume_that_is_not_in_the_configuration(proxmox: ProxmoxBench) -> None:
     made(proxmox)
     with proxmox.served.paused() as node:

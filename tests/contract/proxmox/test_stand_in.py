@@ -413,6 +413,28 @@ def test_volumes_are_allotted_and_freed(client: Client) -> None:
     assert (status, reason) == (500, "unable to parse volume filename 'badname'")
 
 
+def test_what_a_vmid_narrows_down(one: Client) -> None:
+    """PVE::Storage::Plugin list_volumes."""
+    with one.served.paused() as node:
+        files = [
+            node.put_file(name)
+            for name in (
+                "snippets/x.yaml", "import/debian.qcow2", "backup/vzdump-qemu-1301-1.vma",
+                "backup/vzdump-qemu-1302-1.vma", "iso/debian.iso", "vztmpl/debian.tar.zst",
+            )
+        ]  # fmt: skip
+    content = "/nodes/pve/storage/local/content"
+    disks = ["local:1301/vm-1301-cloudinit.qcow2",
+             "local:9100/base-9100-disk-0.qcow2/1301/vm-1301-disk-0.qcow2"]  # fmt: skip
+
+    def listed(**values: object) -> list[str]:
+        return [each["volid"] for each in one.data("GET", content, **values)]
+
+    assert set(listed()) >= {*files, *disks}
+    assert listed(vmid=1301) == sorted([*disks, *files[:3]])
+    assert listed(vmid=1301, content="images") == disks
+
+
 FOREIGN = "local:990001/vm-990001-disk-0.qcow2"
 
 

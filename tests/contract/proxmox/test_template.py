@@ -264,6 +264,15 @@ def test_volumes_of_a_vm_that_is_gone_are_never_taken_along(yard: Yard) -> None:
     assert second in yard.vmids()
 
 
+def test_files_of_a_storage_do_not_take_a_vmid(yard: Yard) -> None:
+    free = free_9000(yard)
+    with yard.node.paused() as node:
+        node.put_file("snippets/x.yaml")
+        node.put_file("import/debian.qcow2")
+        node.put_file(f"backup/vzdump-qemu-{free}-2026_11_29.vma")
+    assert yard.build() == free
+
+
 def test_an_old_template_that_is_being_backed_up_stays(yard: Yard) -> None:
     first = yard.build()
     with yard.node.paused() as node:

@@ -149,6 +149,14 @@ class ProxmoxNode(Front, Agents, Machines, Tasks, FakePve):
             if volume.get("vmid") == vmid
         )
 
+    def put_file(self, name: str, storage: str | None = None) -> str:
+        """A file of a storage, like `snippets/x.yaml` or `backup/vzdump-qemu-100-….vma`; its id."""
+        store = self.storages[storage or self.storage]
+        kind, vmid, _ = self._parse_volname(store, name)
+        store["content"] = ",".join(dict.fromkeys([*store["content"].split(","), kind]))
+        store["volumes"][name] = {**_volume(vmid, 4096, "raw"), "content": kind}
+        return f"{storage or self.storage}:{name}"
+
     def leave_dead_clone(
         self, vmid: int, template: int = 9000, description: str | None = None
     ) -> FakeVm:
@@ -227,6 +235,20 @@ class ProxmoxNode(Front, Agents, Machines, Tasks, FakePve):
             item["parent"] = f"{above}{linked[1]}" if linked else None
             item.setdefault("used", 266240)
         return item
+
+    async def _content_list(self, v: dict[str, Any], user: str) -> list[dict[str, Any]]:
+        """A VMID narrows down images and backups; there are no ISO images and container templates
+        then, and all snippets and import images (PVE::Storage::Plugin list_volumes)."""
+        wanted = v.get("vmid")
+        found = await super()._content_list({**v, "vmid": None}, user)
+        if wanted is None:
+            return list(found)
+        return [
+            each
+            for each in found
+            if each["content"] in ("snippets", "import")
+            or (each["content"] not in ("iso", "vztmpl") and each.get("vmid") == wanted)
+        ]
 
     async def _content_create(self, v: dict[str, Any], user: str) -> str:
         """A file's name must be of the form `vm-<vmid>-…` with its format's ending (483)."""
