@@ -33,7 +33,7 @@ from agentlab.hypervisor.base import TemplateReport
 from agentlab.hypervisor.files import wait_lock
 from agentlab.hypervisor.proxmox.check import check_template
 from agentlab.hypervisor.proxmox.inventory import Found, Inventory, Resources
-from agentlab.hypervisor.proxmox.names import check_owner, root_drive
+from agentlab.hypervisor.proxmox.names import check_owner, parse_storages, root_drive
 from agentlab.hypervisor.proxmox.node import NodeTools
 from agentlab.hypervisor.proxmox.settings import Settings
 from agentlab.hypervisor.proxmox.tasks import Api, settled
@@ -80,12 +80,16 @@ class Order:
     storage: str = ""  # "": of the settings, else the one with most room
 
 
-def render_description(mark: Mark, vmid: int) -> str:
-    """What people and we read in a template's notes."""
+def render_description(mark: Mark, vmid: int, storage: str) -> str:
+    """What people and we read in a template's notes.
+
+    `storage` is that of its disk; it had no volume of this VMID before.
+    """
     return (
         "A template of AgentLab: sandboxes are cloned from it.\n\n"
         f"agentlab-template: {check_owner(mark.owner)} vmid={vmid} "
         f"name={mark.name} key={mark.key}\n"
+        f"agentlab-storage: {storage}\n"
     )
 
 
@@ -103,7 +107,7 @@ def render_vm(order: Order, vmid: int, *, bridge: str, storage: str) -> dict[str
     return {
         "vmid": vmid,
         "name": order.name,
-        "description": render_description(mark, vmid),
+        "description": render_description(mark, vmid, storage),
         "tags": TAG,
         "ostype": "l26",
         "cpu": _CPU,
@@ -280,6 +284,7 @@ class Templates:
     def _create(self, order: Order, storage: str) -> int:
         """Makes the VM under the first VMID that is free, with its mark; its VMID."""
         taken = set(self._inventory.resources("vm").guests)
+        storages = self._tools.storages()
         for vmid in range(order.first, order.first + _TRIES):
             if vmid in taken or vmid in self._settings.vmids:
                 continue
@@ -290,8 +295,8 @@ class Templates:
             path, what = f"/nodes/{self._settings.node}/qemu", f"cannot make VM {vmid}"
             try:
                 self._api.get("/cluster/nextid", what=f"cannot look up VMID {vmid}", vmid=vmid)
-                if self._has_volumes(vmid):
-                    continue
+                if any(self._tools.disks_of(vmid, each) for each in storages):
+                    continue  # of a VM that is gone, or of another cluster
                 self._api.act("POST", path, params, what=what, patience=_LONG)
             except Exists:
                 continue
@@ -314,16 +319,6 @@ class Templates:
         what = f"cannot attach the disk of VM {vmid}"
         self._api.change("PUT", f"{path}/config", params, what=what)
 
-    def _has_volumes(self, vmid: int) -> bool:
-        """Whether volumes of a VM that is gone lie under this VMID, on any storage of the node."""
-        node = self._settings.node
-        what = f"cannot look for volumes of VMID {vmid}"
-        storages = self._api.get(f"/nodes/{node}/storage", what=what, content="images", enabled=1)
-        for storage in storages if isinstance(storages, list) else []:
-            if self._inventory.disks_of(vmid, node, str(storage["storage"])):
-                return True
-        return False
-
     def _remove(self, found: Found, mark: Mark) -> None:
         """A whole template, with the disks that it names and no other; InUse, Locked, NoSuchVM."""
         self._api.act(
@@ -335,16 +330,23 @@ class Templates:
         )
 
     def _remove_unfinished(self, found: Found, mark: Mark) -> None:
-        """With all disks of its VMID, of which there was none before: an import that was cut off
-        leaves one that the VM does not name.  Of locks it takes away that of its own making only.
+        """With what its import has left on the storage where there was none of this VMID before,
+        and which the VM does not name.  Of locks it takes away that of its own making only.
         """
-        if found.lock == "create":
+        here = self._tools.available_on(found.node)
+        if found.lock == "create" and here:
             self._prove(found, mark)
             self._tools.unlock(found.vmid)
+        named = {str(value).partition(",")[0] for value in found.config.values()}
+        for storage in parse_storages(found.config.get("description")) if here else ():
+            for volid in self._tools.disks_of(found.vmid, storage):
+                if volid not in named:
+                    self._prove(found, mark)
+                    self._tools.free(volid)
         self._api.act(
             "DELETE",
             found.path,
-            {"purge": True, "destroy-unreferenced-disks": True},
+            {"purge": True},
             what=f"cannot remove VM {found.vmid}",
             before=lambda: self._prove(found, mark),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +15,12 @@ from agentlab.errors import Conflict, Invalid, NotFound, Unavailable, Unsupporte
 from agentlab.hypervisor.load import Gate
 from agentlab.hypervisor.proxmox import template
 from agentlab.hypervisor.proxmox.node import NodeTools
+from agentlab.hypervisor.proxmox.rest import RestTransport, Tls
+from agentlab.hypervisor.proxmox.rights import Place, needed
 from agentlab.hypervisor.proxmox.tasks import Api
 from agentlab.hypervisor.proxmox.template import Order, Templates, parse_mark
 from agentlab.hypervisor.proxmox.transport import Locked
+from agentlab.secret import Secret
 from tests.contract.bench import OWNER, STRANGER, settings
 from tests.contract.conftest import connect_api
 from tests.fakes.pve.commands import make_commands
@@ -128,7 +131,17 @@ def test_an_old_one_with_clones_stays_under_another_name(yard: Yard) -> None:
     assert old not in yard.vmids()
 
 
-@pytest.mark.parametrize("point", ["import_disk", "_attach", "convert"])
+def half_an_import(yard: Yard) -> Callable[..., None]:
+    """Killed when it has made the disk, which the VM does not name."""
+
+    def cut_off(vmid: int, *_: object) -> None:
+        leave_volume(yard, vmid, "local")
+        raise KeyboardInterrupt
+
+    return cut_off
+
+
+@pytest.mark.parametrize("point", ["import_disk", "in import_disk", "_attach", "convert"])
 def test_a_build_that_was_cut_off_leaves_nothing(
     yard: Yard, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +153,8 @@ def test_a_build_that_was_cut_off_leaves_nothing(
     with monkeypatch.context() as killed:
         if point == "import_disk":
             killed.setattr(template, "import_disk", die)
+        elif point == "in import_disk":
+            killed.setattr(template, "import_disk", half_an_import(yard))
         elif point == "_attach":
             killed.setattr(Templates, "_attach", die)
         else:
@@ -154,6 +169,7 @@ def test_a_build_that_was_cut_off_leaves_nothing(
         with pytest.raises(KeyboardInterrupt):
             yard.build()
     half = max(yard.vmids())
+    assert len(yard.volumes(half)) == (1 if point == "import_disk" else 2)
     vmid = yard.build()
     assert vmid == half
     assert len(yard.volumes(vmid)) == 2
@@ -262,6 +278,57 @@ def test_volumes_of_a_vm_that_is_gone_are_never_taken_along(yard: Yard) -> None:
         assert other in node.volumes_of(first)
         assert left in node.volumes_of(int(left.split("-")[1]))
     assert second in yard.vmids()
+
+
+def test_what_a_failed_build_takes_away_is_its_own_only(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk of that VMID that came meanwhile, on a storage that others write to as well."""
+    left: list[str] = []
+
+    def fail(vmid: int, *_: object) -> None:
+        left.append(leave_volume(yard, vmid))
+        leave_volume(yard, vmid, "local")  # what the import has made so far
+        raise Unavailable("no room")
+
+    seen = yard.vmids()
+    monkeypatch.setattr(template, "import_disk", fail)
+    with pytest.raises(Unavailable, match="no room"):
+        yard.build()
+    assert yard.vmids() == seen
+    with yard.node.paused() as node:
+        assert node.volumes_of(int(left[0].split("-")[1])) == left
+
+
+def test_disks_that_the_token_may_not_see_keep_their_vmid(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With rights on a pool it sees no volume of a VM that is gone, and not every storage."""
+    token, value = "lab@pve!build", "01234567-89ab-cdef-0123-456789abcdef"
+    free = free_9000(yard)
+    left = [leave_volume(yard, free), leave_volume(yard, free + 1, "local")]
+    sandboxes = {right.privilege for right in needed(8) if right.place is Place.SANDBOXES}
+    with yard.node.paused() as node:
+        node.apitokens[token] = value
+        node.pools["lab"] = set()
+        node.grant(token, "/pool/lab", *sandboxes, "VM.Clone")
+        node.grant(token, "/storage/local", "Datastore.AllocateSpace", "Datastore.Audit")
+        node.grant(token, "/sdn/zones/localnetwork/vmbr1", "SDN.Use")
+
+    def fail(*_: object) -> None:
+        raise Unavailable("no room")
+
+    secret = Secret(f"{token}={value}")
+    with closing(RestTransport(yard.node.url, secret, Tls(yard.node.ca))) as transport:
+        api = Api(transport, Gate({}, queue=10), patience=5.0)
+        built = Templates(api, settings(yard.node, pool="lab"), Here("pve"))
+        with monkeypatch.context() as failing:
+            failing.setattr(template, "import_disk", fail)
+            with pytest.raises(Unavailable, match="no room"):
+                built.build(yard.order(), yard.told.append)
+        assert built.build(yard.order(), yard.told.append) == free + 2
+    with yard.node.paused() as node:
+        assert [*node.volumes_of(free), *node.volumes_of(free + 1)] == left
 
 
 def test_files_of_a_storage_do_not_take_a_vmid(yard: Yard) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from agentlab.errors import NotFound
 from agentlab.hypervisor.proxmox.check import check_template
+from agentlab.hypervisor.proxmox.names import parse_storages
 from agentlab.hypervisor.proxmox.template import (
     Mark,
     Order,
@@ -113,7 +114,8 @@ def test_an_empty_vm_lacks_everything_and_becomes_a_template_last() -> None:
 
 def test_a_mark_is_read_as_it_was_written_and_is_no_copys() -> None:
     mark = Mark("installation-1", "debian-12", "ab12")
-    text = render_description(mark, 9000)
+    text = render_description(mark, 9000, "thin")
+    assert parse_storages(text) == ["thin"]
     assert parse_mark(text, 9000) == mark
     assert parse_mark(text, 9001) is None
     assert parse_mark("agentlab-owner: x vmid=9000", 9000) is None

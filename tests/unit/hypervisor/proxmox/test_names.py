@@ -198,3 +198,15 @@ def test_an_owner_cannot_forge_a_line(owner: str) -> None:
 def test_snapshot_names_that_proxmox_forbids(name: str) -> None:
     with pytest.raises(Invalid):
         names.check_snapshot(name)
+
+
+def test_of_what_a_storage_holds_only_disk_images_of_the_vmid_count() -> None:
+    held = [
+        {"volid": "local:1012/vm-1012-disk-0.qcow2", "content": "images", "vmid": "1012"},
+        {"volid": "local:1013/vm-1013-disk-0.qcow2", "content": "images", "vmid": 1013},
+        {"volid": "local:snippets/x.yaml", "content": "snippets"},
+        {"volid": "local:import/debian.qcow2", "content": "import"},
+        {"volid": "local:backup/vzdump-qemu-1012-1.vma", "content": "backup", "vmid": 1012},
+    ]
+    assert names.parse_disks(held, 1012) == ["local:1012/vm-1012-disk-0.qcow2"]
+    assert names.parse_disks(None, 1012) == []
