@@ -5,11 +5,10 @@ A work disk is never a part of them: it is detached before, and attached again a
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 
 from agentlab.engine.step import Call, Operation, Output, Result, Step
-from agentlab.errors import Conflict, InvalidTransition, NotFound, NotOurs
+from agentlab.errors import Busy, Conflict, InvalidTransition, NotFound, NotOurs
 from agentlab.model.sandbox import CLEAN, SANDBOX, Sandbox, SandboxEvent, SandboxState
 from agentlab.operations import admit
 from agentlab.operations.boot import Boot, handed_over, is_off, unfence
@@ -28,6 +27,7 @@ _GUEST = 150.0
 _LONG = 600.0
 _QUICK = 120.0
 _ADMIT = 7000.0
+_TRIES = 7  # about a minute
 
 
 def refuse(sandbox: Sandbox, verb: str, states: Sequence[SandboxState], hint: str = "") -> None:
@@ -77,9 +77,20 @@ class _Disks:
         return list(hypervisor.attached(vmid, owner=self._world.installation))
 
     def give_back(self, call: Call) -> Result:
-        """As `attach`; a machine that is gone, or another's by now, has nothing to be given."""
-        with contextlib.suppress(NotFound, NotOurs):
+        """As `attach`; a machine that is gone, or another's by now, has nothing to be given.
+
+        Nor has one that does not take it, since it is locked: it would be tried again for ever,
+        and nobody could destroy the sandbox.  The lease stays, by which the next start attaches it.
+        """
+        try:
             self.attach(call)
+        except (NotFound, NotOurs):
+            pass
+        except Conflict as refused:
+            if isinstance(refused, Busy) and call.attempts < _TRIES:
+                raise
+            text = f"its work disk is not attached: {refused.message}"
+            return lambda tx: _told(tx, call, f"sandbox {call.operation.vmid}: {text}")
         return None
 
     def attach(self, call: Call) -> Result:

@@ -14,6 +14,7 @@ from agentlab.clock import Deadline
 from agentlab.errors import Busy, Conflict, Denied, NotFound, NotOurs, Unavailable
 from agentlab.hypervisor.base import Machine, MachineSpec, Power, Template
 from agentlab.hypervisor.load import Resource
+from agentlab.hypervisor.proxmox.dead_lock import is_dead, refusal, refuse_dead
 from agentlab.hypervisor.proxmox.inventory import Found, Inventory, prove
 from agentlab.hypervisor.proxmox.names import (
     check_spec,
@@ -336,6 +337,7 @@ class ProxmoxMachines(Part):
         found = self._inventory.ours(vmid, owner, "start")
         if tagged_owner(found.config.get("tags"), vmid) != owner.lower():
             raise Conflict(f"cannot start VM {vmid}: it was never configured")
+        refuse_dead(found, self._inventory, f"cannot start VM {vmid}")
         if self._settings.node and found.node != self._settings.node:
             raise Conflict(
                 f"cannot start VM {vmid}: it is on node {found.node}, and the rules that fence "
@@ -450,7 +452,22 @@ class ProxmoxMachines(Part):
                 raise Busy(f"cannot destroy VM {vmid}: its clone still runs")
             self._bury(found, owner)
             return
+        if is_dead(found, self._inventory):
+            self._destroy_locked(found, owner)
+            return
         self._remove(found, owner)
+
+    def _destroy_locked(self, found: Found, owner: str) -> None:
+        """One that a task about a snapshot has left locked; work disks stay, as in `_remove`."""
+        if not self._tools.available_on(found.node):
+            raise refusal(found, f"cannot destroy VM {found.vmid}")
+        self._off(found, owner)
+        held = _volumes_in(found)
+        if held:
+            self._inventory.sure(found, owner, "destroy")
+            self._tools.detach_locked(found.vmid, held)
+        self._inventory.sure(found, owner, "destroy")
+        self._tools.destroy_locked(found.vmid)
 
     def _remove(self, found: Found, owner: str) -> None:
         """Without the sweep for other disks of this VMID: they would not be proven to be ours."""
@@ -467,11 +484,7 @@ class ProxmoxMachines(Part):
 
     def _keep_volumes(self, found: Found, owner: str) -> None:
         """Work disks are detached first, though destroying the machine would leave them."""
-        held = [
-            drive.key
-            for drive in parse_drives(found.config)
-            if volume_owner(drive.volid)[0] not in (0, found.vmid)
-        ]
+        held = _volumes_in(found)
         if held:
             self._inventory.sure(found, owner, "destroy")
             self._api.change(
@@ -480,6 +493,15 @@ class ProxmoxMachines(Part):
                 {"delete": ",".join(held), **as_read(found)},
                 what=f"cannot detach the volumes of VM {found.vmid}",
             )
+
+
+def _volumes_in(found: Found) -> list[str]:
+    """The drives of a machine that are work disks."""
+    return [
+        drive.key
+        for drive in parse_drives(found.config)
+        if volume_owner(drive.volid)[0] not in (0, found.vmid)
+    ]
 
 
 def as_read(found: Found) -> dict[str, str]:

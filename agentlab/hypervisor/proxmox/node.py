@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,6 +62,14 @@ class NodeTools:
         words = ["qm", "destroy", str(vmid), "--skiplock", "1", "--purge", "1"]
         with contextlib.suppress(NoSuchVM):
             tool.do(words, f"cannot destroy VM {vmid}", timeout=_DESTROY)
+
+    def detach_locked(self, vmid: int, drives: Sequence[str]) -> None:
+        """Takes drives out of a stopped VM's configuration, whatever lock it has; NoSuchVM.
+
+        Their volumes stay, as they do when Proxmox detaches one that is another VMID's.
+        """
+        words = ["qm", "set", str(vmid), "--delete", ",".join(drives), "--skiplock", "1"]
+        tool.do(words, f"cannot detach the volumes of VM {vmid}")
 
     def free(self, volid: str) -> None:
         """Frees a volume that no configuration names.  Absent: returns."""
@@ -145,8 +154,9 @@ class NodeTools:
         tool.do(words, f"cannot delete snapshot {name} of volume {plan.volume}")
 
     def snapshots(self, storage: Storage, volume: str) -> list[str]:
-        """Names, oldest first; NoSuchVolume."""
-        return self._names(plan_volume_tool(storage, volume, "snapshots"))
+        """Names, oldest first; NoSuchVolume.  Changes nothing: another may be at work on it."""
+        plan = plan_volume_tool(storage, volume, "snapshots")
+        return self._listed(plan, f"cannot list the snapshots of volume {plan.volume}")
 
     def clone(
         self,
@@ -226,10 +236,15 @@ class NodeTools:
         image_files.convert([*formats, old_path, new_path], what, progress)
 
     def settle(self, storage: Storage, volume: str) -> None:
-        """Ends a rollback that was cut off, so that the volume has its own name; absent: returns."""
+        """Ends what was cut off, so that the volume has its own name, and all can be freed.
+
+        Absent: returns; Busy while something still writes to it.
+        """
         plan = plan_volume_tool(storage, volume, "rollback")
-        if plan.tool == "lvmthin":
-            lvm.settle(plan.name, f"cannot settle volume {plan.volume}")
+        what = f"cannot settle volume {plan.volume}"
+        self._settle(plan, what)
+        if plan.tool == "zfspool":
+            zfs.sweep(plan.name, what)
 
     def check_volume(self, storage: Storage, volume: str, *, repair: bool) -> VolumeCheck:
         """Checks its file system, and mends it with `repair`; NoSuchVolume, Unsupported.
@@ -247,8 +262,18 @@ class NodeTools:
         return fsck.check_image(Path(plan.name), form, plan.volume, repair=repair)
 
     def _names(self, plan: Plan) -> list[str]:
-        """Snapshots of a volume that is there, oldest first; first ends what a crash cut off."""
+        """As `snapshots`, for what changes the volume: first ends what a crash cut off."""
         what = f"cannot list the snapshots of volume {plan.volume}"
+        self._settle(plan, what)
+        return self._listed(plan, what)
+
+    def _settle(self, plan: Plan, what: str) -> None:
+        if plan.tool == "lvmthin":
+            lvm.settle(plan.name, what)
+        elif plan.tool == "zfspool":
+            zfs.settle(plan.name, what)
+
+    def _listed(self, plan: Plan, what: str) -> list[str]:
         if plan.tool in ("qcow2", "raw"):
             snapshots = image_files.info(plan, what).get("snapshots", [])
             return [str(entry["name"]) for entry in snapshots]

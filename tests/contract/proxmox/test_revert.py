@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from agentlab import clock
 from agentlab.model.sandbox import Sandbox, SandboxSpec, SandboxState
+from agentlab.model.workspace import Workspace, WorkspaceEvent, WorkspaceState
 from agentlab.operations import sandbox_requests
 from agentlab.operations.sandbox_power import STOP
-from agentlab.store import operations, sandboxes
+from agentlab.store import events, operations, sandboxes, workspaces
 from agentlab.store.operations import OperationRow
 from tests.contract.bench import ProxmoxBench
 from tests.contract.proxmox.installation import OWNER, Installation, installation
@@ -106,3 +108,55 @@ def test_later_snapshots_on_a_pool_are_named_and_only_force_deletes_them(
         assert list(proxmox.hypervisor.snapshots(box.vmid)) == ["clean"]
         _ended(ours, sandbox_requests.destroy(ours.world, ours.runner, "box", "", force=False))
     assert not proxmox.leftovers()
+
+
+def _held(ours: Installation, bench: ProxmoxBench, box: Sandbox) -> str:
+    """A workspace that the sandbox has: its volume."""
+    volid = bench.hypervisor.allot(990000, 64, storage="local", owner=OWNER)
+    new = Workspace(
+        name="work", state=WorkspaceState.CREATING, number=990000, volid="", storage="local",
+        size=64, formatted=True, created=clock.now(), changed=clock.now(),
+    )  # fmt: skip
+    with ours.world.store.write() as tx:
+        identity = workspaces.create(tx, new, operation="")
+        workspaces.set_volume(tx, identity, volid, "local")
+        workspaces.transition(tx, identity, WorkspaceEvent.MADE)
+        workspaces.hold(tx, identity, box)
+    bench.hypervisor.attach(box.vmid, volid, owner=OWNER)
+    return volid
+
+
+def test_a_rollback_that_fails_on_the_storage_ends_and_its_sandbox_can_be_destroyed(
+    proxmox_shell: ProxmoxBench, tmp_path: Path
+) -> None:
+    hypervisor = proxmox_shell.hypervisor
+    with installation(tmp_path, hypervisor) as ours:
+        box = _new(ours)
+        _ended(ours, sandbox_requests.act(ours.world, ours.runner, STOP, "box", ""))
+        volid = _held(ours, proxmox_shell, box)
+        with proxmox_shell.served.paused() as node:
+            node.fail_tasks("qmrollback", "qemu-img: could not apply snapshot", late=True)
+        failed = _revert(ours)
+        assert failed.state == "failed"
+        assert "could not apply snapshot" in failed.error
+        assert f"qm unlock {box.vmid}" in failed.hint
+        with proxmox_shell.served.paused() as node:
+            assert node.vm(box.vmid).lock == "rollback"
+        with ours.world.store.read() as tx:
+            assert workspaces.get(tx, "work").holder == box.id
+            told = [each.text for each in events.after(tx, 0, limit=1000)]
+        assert [text for text in told if "its work disk is not attached" in text]
+
+        again = _revert(ours)
+        assert again.state == "failed"
+        assert "has left it locked (rollback)" in again.error
+        gone = _ended(
+            ours, sandbox_requests.destroy(ours.world, ours.runner, "box", "", force=True)
+        )
+        assert gone.state == "done", gone
+        with ours.world.store.read() as tx:
+            assert workspaces.get(tx, "work").state is WorkspaceState.DETACHED
+        assert [each.volid for each in hypervisor.volumes(owner=OWNER)] == [volid]
+        hypervisor.free(volid, owner=OWNER)
+        assert ours.left_over() == []
+    assert not proxmox_shell.leftovers()

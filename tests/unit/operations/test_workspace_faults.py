@@ -16,11 +16,16 @@ from agentlab.hypervisor.base import Power
 from agentlab.model.job import JobState
 from agentlab.model.sandbox import SandboxSpec, SandboxState
 from agentlab.model.workspace import WorkspaceSpec, WorkspaceState
-from agentlab.operations import leftover_destroy, sandbox_destroy, sandbox_requests
+from agentlab.operations import (
+    leftover_destroy,
+    sandbox_destroy,
+    sandbox_requests,
+    sandbox_snapshots,
+)
 from agentlab.operations import session_requests as sessions_asked
 from agentlab.operations import workspace_requests as requests
-from agentlab.operations.sandbox_power import PAUSE, STOP
-from agentlab.store import operations, sandboxes, sessions, workspaces
+from agentlab.operations.sandbox_power import PAUSE, START, STOP
+from agentlab.store import events, operations, sandboxes, sessions, workspaces
 from agentlab.store.operations import OperationRow
 from tests.unit.operations.bench import SPEC
 from tests.unit.operations.work_bench import WorkBench, bench
@@ -413,3 +418,32 @@ def test_all_of_this_leaves_no_session_without_work(bench: WorkBench) -> None:
     with bench.world.store.read() as tx:
         assert sessions.everyone(tx) == []
         assert tx.execute("SELECT count(*) FROM subject").fetchone()[0] == 0
+
+
+# --- an undo that can never be done must not hold a sandbox for ever ---
+
+
+def test_a_disk_that_its_machine_does_not_take_back_is_left_to_the_next_start(
+    bench: WorkBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox_snapshots, "_TRIES", 3)
+    bench.make()
+    box = bench.new()
+    assert bench.attach("work", box.vmid).state == "done"
+    bench.act(STOP, box)
+    bench.hypervisor.faults["rollback"] = [Conflict("the storage says no")]
+    bench.hypervisor.faults["attach"] = [Busy("VM is locked (backup)") for _ in range(100)]
+    failed = bench.ended(
+        sandbox_requests.revert(bench.world, bench.runner, str(box.vmid), "", restart=False)
+    )
+    assert (failed.state, failed.error) == ("failed", "the storage says no")
+    assert bench.hypervisor.faults["attach"], "tried a few times, and not for ever"
+    assert bench.workspace().holder == box.id
+    assert bench.hypervisor.plugged == {}
+    with bench.world.store.read() as tx:
+        told = [each.text for each in events.after(tx, 0, limit=1000)]
+    assert [text for text in told if "its work disk is not attached: VM is locked" in text]
+    bench.hypervisor.faults["attach"].clear()
+    bench.act(START, box)
+    assert bench.hypervisor.plugged == {box.vmid: bench.workspace().volid}
+    assert bench.hypervisor.mounted == {box.vmid}
