@@ -7,6 +7,7 @@ the old one has the workspace as before.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 
 from agentlab.engine.step import Call, Operation, Output, Result, Step
 from agentlab.errors import AgentLabError, Conflict, NotFound, NotOurs
@@ -38,7 +39,7 @@ def operation(world: World) -> Operation:
     return Operation(
         KIND,
         [
-            workspace_turn(lambda *_: {}),
+            workspace_turn(_begin),
             *Provision(world, handed_over, workspace=False).steps(),
             Step(_OLD, move.old_turn, _TURN),
             Step("unmount", move.unmount, guest_time(world), undo=move.mount_again),
@@ -51,19 +52,39 @@ def operation(world: World) -> Operation:
     )
 
 
+def _begin(_: Tx, workspace: Workspace, operation: OperationRow) -> Mapping[str, object]:
+    """Conflict when the sandbox that it was asked about has given it up, or handed it on."""
+    vmid, identity = _old_of(operation)
+    if workspace.holder != identity:
+        has = f"sandbox {workspace.vmid} has it" if workspace.holder else "no sandbox has it"
+        ask = f"agentlab workspace rebind {workspace.name}"
+        give = f"give it to a sandbox: agentlab workspace attach {workspace.name} SANDBOX"
+        raise Conflict(
+            f"cannot move workspace {workspace.name} from sandbox {vmid}: {has} by now",
+            hint=f"if it is to move again: {ask}" if workspace.holder else give,
+            details={"vmid": workspace.vmid},
+        )
+    return {}
+
+
 def _destroys(operation: OperationRow) -> bool:
     return operation.input.get("keep_old") is not True
 
 
 def _old(call: Call) -> tuple[int, int]:
     """VMID of the old sandbox, and the id of its record."""
-    old = call.operation.input["old"]
+    return _old_of(call.operation)
+
+
+def _old_of(operation: OperationRow) -> tuple[int, int]:
+    old = operation.input["old"]
     if not isinstance(old, dict):
         raise TypeError("a rebind without an old sandbox")
     return int(old["vmid"]), int(old["id"])
 
 
 def _gone(call: Call) -> bool:
+    """Whether the old sandbox had given it up, or was gone itself, when its turn had come."""
     return call.outputs[_OLD].get("gone") is True
 
 
@@ -76,10 +97,16 @@ class _Move:
             return live_workspace(tx, call.operation)
 
     def old_turn(self, call: Call) -> Result:
-        """Waits until nobody works on the old sandbox; one that is gone has given it up already."""
+        """Waits until nobody works on the old sandbox.
+
+        One that has it no more is left alone: whatever it has now is not ours to take.
+        """
 
         def write(tx: Tx) -> Output:
-            sandbox = lock_sandbox(tx, call, *_old(call))
+            vmid, identity = _old(call)
+            if live_workspace(tx, call.operation).holder != identity:
+                return {"gone": True}
+            sandbox = lock_sandbox(tx, call, vmid, identity)
             if sandbox is None:
                 return {"gone": True}
             refuse_sandbox(sandbox, "detach")
@@ -96,7 +123,7 @@ class _Move:
 
     def mount_again(self, call: Call) -> Result:
         vmid, _ = _old(call)
-        if not _gone(call):
+        if self._has_it(call):
             with contextlib.suppress(AgentLabError):
                 if running(self._world, vmid):
                     work_mount.mount(self._world, self._workspace(call), vmid)
@@ -108,10 +135,15 @@ class _Move:
         return None
 
     def plug_again(self, call: Call) -> Result:
-        if not _gone(call):
+        """A lease without its disk helps nobody, and a disk without a lease harms its content."""
+        if self._has_it(call):
             with contextlib.suppress(NotFound, NotOurs):
                 self._attach(call, _old(call)[0])
         return None
+
+    def _has_it(self, call: Call) -> bool:
+        """Whether the old sandbox has the lease now."""
+        return not _gone(call) and self._workspace(call).holder == _old(call)[1]
 
     def lease(self, call: Call) -> Result:
         """From the old one to the new one in one step: nobody gets in between."""

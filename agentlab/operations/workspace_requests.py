@@ -9,7 +9,7 @@ from agentlab import clock
 from agentlab.engine.runner import Runner
 from agentlab.errors import Busy, Conflict, Invalid
 from agentlab.model.ids import new_id
-from agentlab.model.sandbox import SandboxSpec, parse_snapshot_name
+from agentlab.model.sandbox import Sandbox, SandboxSpec, parse_snapshot_name
 from agentlab.model.workspace import (
     Workspace,
     WorkspaceSpec,
@@ -268,13 +268,7 @@ def rebind(
         before = earlier(tx, key, digest)
         if before is not None:
             return before.id
-        workspace = workspaces.get(tx, name)
-        held = sandboxes.find(tx, workspace.vmid) if workspace.vmid else None
-    if held is None or held.id != workspace.holder:
-        raise Conflict(
-            f"cannot rebind workspace {name}: no sandbox has it",
-            hint=f"attach it: agentlab workspace attach {name} SANDBOX",
-        )
+        _, held = _held(tx, name)
     spec = dataclasses.replace(
         spec, profile=spec.profile or held.profile, labels=spec.labels or held.labels
     )
@@ -284,6 +278,7 @@ def rebind(
         before = earlier(tx, key, digest)
         if before is not None:
             return before.id
+        workspace, _ = _held(tx, name)  # another one by now: its turn refuses that
         _refuse_job(tx, workspace, held.vmid, f"rebind workspace {name}, which is with")
         return runner.submit(
             tx, workspace_rebind.KIND, [subject_of(workspace.id)],
@@ -298,6 +293,18 @@ def rebind(
             },
             operation=identity, in_turn=True, request=(key, digest),
         )  # fmt: skip
+
+
+def _held(tx: Tx, name: str) -> tuple[Workspace, Sandbox]:
+    """A workspace and the sandbox that has it; Conflict when there is none."""
+    workspace = workspaces.get(tx, name)
+    held = sandboxes.find(tx, workspace.vmid) if workspace.vmid else None
+    if held is None or held.id != workspace.holder:
+        raise Conflict(
+            f"cannot rebind workspace {name}: no sandbox has it",
+            hint=f"attach it: agentlab workspace attach {name} SANDBOX",
+        )
+    return workspace, held
 
 
 def clear_lease(world: World, name: str, *, force: bool) -> Workspace:
