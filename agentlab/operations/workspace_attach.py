@@ -16,7 +16,7 @@ from agentlab.model.workspace import Workspace
 from agentlab.operations import work_mount
 from agentlab.operations.boot import is_off, unfence
 from agentlab.operations.context import World
-from agentlab.operations.workspace_hold import next_in_line
+from agentlab.operations.workspace_hold import refuse_awaited
 from agentlab.operations.workspace_turn import (
     SANDBOX_TURN,
     is_gone,
@@ -65,18 +65,6 @@ def refuse_second(tx: Tx, workspace: Workspace, sandbox: Sandbox) -> None:
         )
 
 
-def refuse_awaited(tx: Tx, workspace: Workspace) -> None:
-    """Conflict while a sandbox that is being made waits for it: who came first has it first."""
-    first = next_in_line(tx, workspace.id)
-    if first is not None:
-        whose = f"job {first.job}" if first.job else f"{first.kind} {first.id}"
-        raise Conflict(
-            f"cannot attach workspace {workspace.name}: {whose} waits for it",
-            hint=f"agentlab job cancel {first.job}" if first.job else "wait until it has had it",
-            details={"operation": first.id, "job": first.job},
-        )
-
-
 def attach(world: World) -> Operation:
     """Gives a sandbox the volume, running or not, and has a running guest mount it at /work."""
     work = Attaching(world)
@@ -84,7 +72,7 @@ def attach(world: World) -> Operation:
     def begin(tx: Tx, workspace: Workspace, operation: OperationRow) -> Mapping[str, object]:
         if workspace.holder != operation.input["sandbox"]:
             workspaces.refuse_attached(tx, workspace, "attach")
-            refuse_awaited(tx, workspace)
+            refuse_awaited(tx, workspace, "attach")
         return {}
 
     return Operation(
@@ -195,8 +183,13 @@ def detach(world: World) -> Operation:
     work = Detaching(world)
 
     def begin(_: Tx, workspace: Workspace, operation: OperationRow) -> Mapping[str, object]:
-        held = workspace.holder != 0 and workspace.holder == operation.input["sandbox"]
-        return {"nonce": workspace.nonce if held else ""}
+        if workspace.holder not in (0, operation.input["sandbox"]):
+            raise Conflict(
+                f"cannot detach workspace {workspace.name}: sandbox {workspace.vmid} has it by now",
+                hint=f"if that is to give it up: agentlab workspace detach {workspace.name}",
+                details={"vmid": workspace.vmid},
+            )
+        return {"nonce": workspace.nonce}
 
     return Operation(
         DETACH,

@@ -116,6 +116,18 @@ def next_in_line(tx: Tx, workspace: int) -> OperationRow | None:
     return None
 
 
+def refuse_awaited(tx: Tx, workspace: Workspace, verb: str) -> None:
+    """Conflict while a sandbox that is being made waits for it: who came first has it first."""
+    first = next_in_line(tx, workspace.id)
+    if first is not None:
+        whose = f"job {first.job}" if first.job else f"{first.kind} {first.id}"
+        raise Conflict(
+            f"cannot {verb} workspace {workspace.name}: {whose} waits for it",
+            hint=f"agentlab job cancel {first.job}" if first.job else "wait until it has had it",
+            details={"operation": first.id, "job": first.job},
+        )
+
+
 def _in_the_way(tx: Tx, workspace: Workspace, call: Call) -> str:
     """Why a sandbox that is to be made cannot have it now, "" when it can."""
     if workspace.state is WorkspaceState.CREATING:

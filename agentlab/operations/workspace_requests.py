@@ -26,6 +26,7 @@ from agentlab.operations import (
 from agentlab.operations.asked import digest_of, earlier
 from agentlab.operations.context import World
 from agentlab.operations.sandbox_requests import plan_sandbox
+from agentlab.operations.workspace_hold import refuse_awaited
 from agentlab.operations.workspace_turn import refuse_making, subject_of
 from agentlab.store import operations, sandboxes, workspaces
 from agentlab.store.db import Tx
@@ -91,7 +92,7 @@ def attach(world: World, runner: Runner, name: str, sandbox: str, key: str) -> s
         refuse_making(workspace, "attach")
         if workspace.holder != box.id:
             workspaces.refuse_attached(tx, workspace, "attach")
-            workspace_attach.refuse_awaited(tx, workspace)
+            refuse_awaited(tx, workspace, "attach")
         _refuse_job(tx, workspace, box.vmid, f"attach workspace {name} to")
         return runner.submit(
             tx, workspace_attach.ATTACH, [subject_of(workspace.id)],
@@ -160,7 +161,7 @@ def delete(world: World, runner: Runner, name: str, key: str) -> str:
     """The operation that deletes a workspace with all that is in it."""
     return _detached(
         world, runner, workspace_volume.DELETE, "delete", name, key, {},
-        workspace_volume.refuse_bound,
+        workspace_volume.refuse_needed,
     )  # fmt: skip
 
 

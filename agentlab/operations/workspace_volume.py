@@ -8,6 +8,7 @@ from agentlab.engine.step import Call, Operation, Output, Result, Step, always
 from agentlab.errors import Conflict, NotFound
 from agentlab.model.workspace import Workspace, WorkspaceEvent
 from agentlab.operations.context import World
+from agentlab.operations.workspace_hold import refuse_awaited
 from agentlab.operations.workspace_turn import volid_of, workspace_turn
 from agentlab.store import events, sessions, workspaces
 from agentlab.store.db import Tx
@@ -74,20 +75,21 @@ def delete(world: World) -> Operation:
 
     def begin(tx: Tx, workspace: Workspace, _: OperationRow) -> Mapping[str, object]:
         workspaces.refuse_attached(tx, workspace, "delete")
-        refuse_bound(tx, workspace)
+        refuse_needed(tx, workspace)
         return {}
 
     return Operation(DELETE, [workspace_turn(begin), freeing(world)])
 
 
-def refuse_bound(tx: Tx, workspace: Workspace) -> None:
-    """Conflict while a session needs it."""
+def refuse_needed(tx: Tx, workspace: Workspace) -> None:
+    """Conflict while a session needs it, or one that waits for it."""
     session = sessions.of_workspace(tx, workspace.id)
     if session is not None:
         raise Conflict(
             f"cannot delete workspace {workspace.name}: it belongs to session {session.name}",
             hint=f"delete both: agentlab session delete {session.name} --with-workspace",
         )
+    refuse_awaited(tx, workspace, "delete")
 
 
 def freeing(world: World, *, applies: Callable[[OperationRow], bool] = always) -> Step:

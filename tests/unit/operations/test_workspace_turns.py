@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
 import pytest
 
-from agentlab.errors import Conflict
+from agentlab.errors import Busy, Conflict
+from agentlab.hypervisor.base import Machine, Power
+from agentlab.model.job import Job, JobSpec, JobState
 from agentlab.model.sandbox import SandboxSpec, SandboxState
 from agentlab.model.workspace import WorkspaceState
+from agentlab.operations import session_requests as sessions_asked
+from agentlab.operations import session_stop, workspace_volume
 from agentlab.operations import workspace_requests as requests
-from agentlab.store import workspaces
-from tests.unit.operations.work_bench import Gate, WorkBench, bench
+from agentlab.store import sessions, workspaces
+from tests.unit.operations.bench import SPEC
+from tests.unit.operations.work_bench import Gate, WorkBench, bench, operation, until
 
 __all__ = ["bench"]  # the fixture
 S, W = SandboxState, WorkspaceState
@@ -103,3 +112,185 @@ def test_a_rebind_of_what_is_detached_by_its_turn_destroys_nothing(bench: WorkBe
     assert (ended.state, ended.code) == ("failed", "conflict")
     assert "no sandbox has it" in ended.error
     assert bench.box(old.vmid).state is S.READY
+
+
+# --- who is next in line ---
+
+
+@contextlib.contextmanager
+def full(bench: WorkBench) -> Iterator[None]:
+    """No VMID is free meanwhile: who is next in line waits before its sandbox is reserved."""
+    vmids = [vmid for vmid in range(1000, 1010) if vmid not in bench.hypervisor.machines]
+    for vmid in vmids:
+        bench.hypervisor.machines[vmid] = Machine(vmid, "production", "", Power.RUNNING)
+    yield
+    for vmid in vmids:
+        del bench.hypervisor.machines[vmid]
+
+
+def next_in_line(bench: WorkBench, spec: JobSpec) -> Job:
+    job = bench.create(spec)
+    until(lambda: "VMID" in bench.job(job).waits_for)
+    return job
+
+
+def test_a_workspace_that_a_job_is_about_to_have_is_not_deleted(bench: WorkBench) -> None:
+    identity = bench.make().id
+    with full(bench):
+        job = next_in_line(bench, dataclasses.replace(SPEC, workspace="work"))
+        with pytest.raises(Conflict, match=f"cannot delete workspace work: job {job.id} waits"):
+            requests.delete(bench.world, bench.runner, "work", "")
+        with bench.world.store.write() as tx:  # nobody waited when it was asked for
+            deleting = bench.runner.submit(
+                tx, workspace_volume.DELETE, [f"workspace:{identity}"], {"workspace": identity},
+                in_turn=True,
+            )  # fmt: skip
+        ended = bench.ended(deleting)
+        assert (ended.state, f"job {job.id} waits" in ended.error) == ("failed", True)
+    bench.runner.wake(job.operation)
+    bench.until(job, JobState.RUNNING)
+
+
+def test_a_session_whose_job_is_about_to_have_its_work_keeps_it(bench: WorkBench) -> None:
+    session = bench.session()
+    at, name = (bench.world, bench.runner), "lab"
+    with full(bench):
+        job = next_in_line(bench, dataclasses.replace(SPEC, session="lab"))
+        with pytest.raises(Conflict, match=f"job {job.id} waits"):
+            sessions_asked.delete(*at, name, "", with_workspace=True)
+        with bench.world.store.write() as tx:
+            deleting = bench.runner.submit(
+                tx, session_stop.DELETE, [f"workspace:{session.workspace}"],
+                {"workspace": session.workspace, "session": session.id, "with_workspace": True},
+                in_turn=True,
+            )  # fmt: skip
+        ended = bench.ended(deleting)
+        assert (ended.state, f"job {job.id} waits" in ended.error) == ("failed", True)
+        alone = sessions_asked.delete(*at, name, "", with_workspace=False)
+        assert bench.ended(alone).state == "done"  # the job has what it needs
+    bench.runner.wake(job.operation)
+    bench.until(job, JobState.RUNNING)
+
+
+# --- sessions that are deleted ---
+
+
+def test_a_workspace_that_goes_with_its_session_gets_no_other_one(bench: WorkBench) -> None:
+    bench.session()
+    at = (bench.world, bench.runner)
+    saving, freeing = Gate(bench, "check_volume"), Gate(bench, "free")
+    checking = requests.fsck(*at, "lab", "", repair=False)
+    assert saving.began.wait(20)
+    alone = sessions_asked.delete(*at, "lab", "", with_workspace=False)
+    both = sessions_asked.delete(*at, "lab", "", with_workspace=True)
+    saving.go.set()
+    assert freeing.began.wait(20)
+    assert bench.ended(checking).state == bench.ended(alone).state == "done"
+    with pytest.raises(Conflict, match="it is being deleted"):
+        bench.session("new", workspace="lab")
+    freeing.go.set()
+    assert bench.ended(both).state == "done"
+    with bench.world.store.read() as tx:
+        assert sessions.everyone(tx) == []
+        assert workspaces.live(tx) == []
+
+
+def test_a_workspace_of_another_session_by_now_does_not_go(bench: WorkBench) -> None:
+    old = bench.session()
+    at = (bench.world, bench.runner)
+    assert bench.ended(sessions_asked.delete(*at, "lab", "", with_workspace=False)).state == "done"
+    bench.session("new", workspace="lab")
+    with bench.world.store.write() as tx:
+        deleting = bench.runner.submit(
+            tx, session_stop.DELETE, [f"workspace:{old.workspace}"],
+            {"workspace": old.workspace, "session": old.id, "with_workspace": True}, in_turn=True,
+        )  # fmt: skip
+    ended = bench.ended(deleting)
+    assert (ended.state, ended.code) == ("failed", "conflict")
+    assert "session new" in ended.error
+    assert bench.workspace("lab").state is W.DETACHED
+
+
+# --- detach ---
+
+
+def test_a_detach_says_so_when_another_has_it_by_its_turn(bench: WorkBench) -> None:
+    bench.make()
+    bench.new(workspace="work")
+    gate = Gate(bench, "clone")
+    moving = rebind(bench)
+    assert gate.began.wait(20)
+    detaching = requests.detach(bench.world, bench.runner, "work", "", force=False)
+    gate.go.set()
+    new = bench.ended(moving).vmid
+    ended = bench.ended(detaching)
+    assert (ended.state, ended.code) == ("failed", "conflict")
+    assert f"sandbox {new} has it" in ended.error
+    assert "agentlab workspace detach work" in ended.hint
+    assert bench.hypervisor.mounted == {new}
+    assert bench.detach("work").state == "done"
+    assert bench.detach("work").state == "done"  # again is no harm
+
+
+# --- a session that is about to run is not stopped already ---
+
+
+def test_a_stop_sees_a_resume_that_waits(bench: WorkBench) -> None:
+    bench.session()
+    at = (bench.world, bench.runner, "lab", "")
+    with full(bench):
+        resuming = sessions_asked.resume(*at)
+        until(lambda: "VMID" in operation(bench, resuming).waits_for)
+        with pytest.raises(Busy, match="it is just being resumed") as told:
+            sessions_asked.stop(*at)
+        assert "--force" in told.value.hint
+        stopping = sessions_asked.stop(*at, force=True)
+    assert bench.ended(stopping).state == "done"
+    assert bench.ended(resuming).state == "cancelled"
+    assert sessions_asked.stop(*at) == ""
+    assert bench.hypervisor.machines == {}
+    assert bench.workspace("lab").state is W.DETACHED
+
+
+def test_a_stop_sees_a_resume_that_waits_for_the_workspace(bench: WorkBench) -> None:
+    bench.session()
+    at = (bench.world, bench.runner, "lab", "")
+    gate = Gate(bench, "check_volume")
+    checking = requests.fsck(bench.world, bench.runner, "lab", "", repair=False)
+    assert gate.began.wait(20)
+    resuming = sessions_asked.resume(*at)
+    with pytest.raises(Busy, match="it is just being resumed"):
+        sessions_asked.stop(*at)
+    stopping = sessions_asked.stop(*at, force=True)
+    assert bench.ended(stopping).state == "done"
+    gate.go.set()
+    bench.ended(checking)
+    assert bench.ended(resuming).state == "cancelled"
+    assert bench.hypervisor.machines == {}
+
+
+def test_a_stop_sees_a_job_that_waits_for_its_work(bench: WorkBench) -> None:
+    bench.session()
+    at = (bench.world, bench.runner, "lab", "")
+    with full(bench):
+        job = next_in_line(bench, dataclasses.replace(SPEC, session="lab"))
+        with pytest.raises(Busy, match=f"job {job.id} waits for its work") as told:
+            sessions_asked.stop(*at)
+        assert f"agentlab job cancel {job.id}" in told.value.hint
+        stopping = sessions_asked.stop(*at, force=True)
+    assert bench.ended(stopping).state == "done"
+    bench.until(job, JobState.CANCELLED)
+    assert bench.hypervisor.machines == {}
+
+
+def test_a_deletion_of_a_session_that_runs_by_its_turn_names_it(bench: WorkBench) -> None:
+    session = bench.session()
+    vmid = bench.ended(sessions_asked.resume(bench.world, bench.runner, "lab", "")).vmid
+    with bench.world.store.write() as tx:
+        deleting = bench.runner.submit(
+            tx, session_stop.DELETE, [f"workspace:{session.workspace}"],
+            {"workspace": session.workspace, "session": session.id}, in_turn=True,
+        )  # fmt: skip
+    ended = bench.ended(deleting)
+    assert ended.error == f"cannot delete session lab: it runs in sandbox {vmid}"
+    assert ended.hint == "stop it first: agentlab session stop lab"
