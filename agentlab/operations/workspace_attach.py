@@ -163,6 +163,23 @@ class Attaching:
         return None
 
 
+def refuse_plugged(world: World, workspace: Workspace) -> None:
+    """Conflict while any machine has the volume, whosever it is: a look, no proof of its own."""
+    volume = world.volume(workspace.volid)
+    if volume is None or not volume.attached:
+        return
+    vmid = volume.attached[0]
+    machine = world.hypervisor.status(vmid)
+    ours = machine is not None and machine.owner == world.installation
+    raise Conflict(
+        f"cannot detach workspace {workspace.name}: VM {vmid} has its volume",
+        hint=f"see what mends that: agentlab workspace check {workspace.name}"
+        if ours
+        else f"it does not carry our mark: end it, or take {workspace.volid} out of it, by hand",
+        details={"vmid": vmid},
+    )
+
+
 def guest_time(world: World) -> Callable[[], float]:
     """A deadline for what a guest does; asked late, since the answer may take a KVM probe."""
     return lambda: _GUEST * world.hypervisor.capabilities.slowness
@@ -248,18 +265,27 @@ class Detaching:
         return None
 
     def unplug(self, call: Call) -> Result:
-        """The lease ends when the hypervisor has let go, and not before."""
+        """The lease ends when the hypervisor has let go, and not before.
+
+        A VM that is gone for us may be there still, without our mark or its record.
+        """
         nonce, identity = (
             str(call.outputs["turn"].get("nonce", "")),
             call.operation.input["workspace"],
         )
         if not nonce or not isinstance(identity, int):
             return None  # it was detached when the turn had come
+        surely = False
         if not is_gone(call):
             with contextlib.suppress(NotFound, NotOurs):
                 self._world.hypervisor.detach(
                     call.operation.vmid, volid_of(call), owner=self._world.installation
                 )
+                surely = True
+        if not surely:
+            with call.store.read() as tx:
+                workspace = live_workspace(tx, call.operation)
+            refuse_plugged(self._world, workspace)
 
         def write(tx: Tx) -> Output:
             workspaces.release(tx, identity, nonce, operation=call.operation.id)

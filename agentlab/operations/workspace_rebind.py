@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 
+from agentlab.engine.runner import WORTH_A_RETRY
 from agentlab.engine.step import Call, Operation, Output, Result, Step
 from agentlab.errors import AgentLabError, Conflict, NotFound, NotOurs
 from agentlab.model.sandbox import Sandbox
 from agentlab.model.workspace import Workspace
 from agentlab.operations import work_mount
-from agentlab.operations.boot import close_record, handed_over, unfence
+from agentlab.operations.boot import close_record, handed_over, is_off, unfence
 from agentlab.operations.context import World
 from agentlab.operations.provision import Provision
 from agentlab.operations.workspace_attach import guest_time, refuse_sandbox, running
@@ -24,7 +25,7 @@ from agentlab.operations.workspace_turn import (
     volid_of,
     workspace_turn,
 )
-from agentlab.store import sandboxes, workspaces
+from agentlab.store import events, operations, sandboxes, workspaces
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
 
@@ -86,6 +87,19 @@ def _old_of(operation: OperationRow) -> tuple[int, int]:
 def _gone(call: Call) -> bool:
     """Whether the old sandbox had given it up, or was gone itself, when its turn had come."""
     return call.outputs[_OLD].get("gone") is True
+
+
+def _stays(tx: Tx, vmid: int, operation: str, why: str, *, off: bool) -> Output:
+    """Says what has become of an old sandbox that could not be destroyed."""
+    reason = f"could not be destroyed: {why}"
+    if off:
+        is_off(tx, vmid, operation, reason)
+    events.append(
+        tx, KIND, f"the old sandbox {vmid} stays, it {reason}; when that is mended: "
+        f"agentlab sandbox destroy {vmid}", vmid=vmid, operation=operation,
+        facts={"vmid": vmid, "reason": why},
+    )  # fmt: skip
+    return {"stays": vmid}
 
 
 class _Move:
@@ -198,15 +212,29 @@ class _Move:
         return None
 
     def destroy_old(self, call: Call) -> Result:
-        vmid, _ = _old(call)
+        """The move is done: one that cannot be destroyed (it is protected, say) stays, off.
+
+        However long that takes, nobody waits for the workspace or for the new one.
+        """
+        vmid, identity, off = _old(call)[0], call.operation.id, False
+        with call.store.write() as tx:
+            operations.unlock(tx, identity, call.operation.subject)
+            operations.unlock(tx, identity, f"sandbox:{call.operation.vmid}")
         if _gone(call):
             return None
-        with contextlib.suppress(NotOurs):
-            self._world.hypervisor.stop(vmid, owner=self._world.installation)
-        unfence(self._world, vmid)
-        with contextlib.suppress(NotOurs):
-            self._world.hypervisor.destroy(vmid, owner=self._world.installation)
-        return lambda tx: close_record(tx, vmid, "", call.operation.id)
+        try:
+            with contextlib.suppress(NotOurs):
+                self._world.hypervisor.stop(vmid, owner=self._world.installation)
+            unfence(self._world, vmid)
+            off = True
+            with contextlib.suppress(NotOurs):
+                self._world.hypervisor.destroy(vmid, owner=self._world.installation)
+        except WORTH_A_RETRY:
+            raise
+        except AgentLabError as error:
+            why = error.message
+            return lambda tx: _stays(tx, vmid, identity, why, off=off)
+        return lambda tx: close_record(tx, vmid, "", identity)
 
     def _attach(self, call: Call, vmid: int) -> None:
         self._world.hypervisor.attach(vmid, volid_of(call), owner=self._world.installation)

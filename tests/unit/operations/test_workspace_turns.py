@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Iterator
 
 import pytest
 
-from agentlab.errors import Busy, Conflict
+from agentlab.errors import Busy, Conflict, Unavailable
 from agentlab.hypervisor.base import Machine, Power
 from agentlab.model.job import Job, JobSpec, JobState
 from agentlab.model.sandbox import SandboxSpec, SandboxState
@@ -16,7 +17,8 @@ from agentlab.model.workspace import WorkspaceState
 from agentlab.operations import session_requests as sessions_asked
 from agentlab.operations import session_stop, workspace_volume
 from agentlab.operations import workspace_requests as requests
-from agentlab.store import sessions, workspaces
+from agentlab.operations.sandbox_power import STOP
+from agentlab.store import events, sessions, workspaces
 from tests.unit.operations.bench import SPEC
 from tests.unit.operations.work_bench import Gate, WorkBench, bench, operation, until
 
@@ -294,3 +296,83 @@ def test_a_deletion_of_a_session_that_runs_by_its_turn_names_it(bench: WorkBench
     ended = bench.ended(deleting)
     assert ended.error == f"cannot delete session lab: it runs in sandbox {vmid}"
     assert ended.hint == "stop it first: agentlab session stop lab"
+
+
+# --- a lease ends when no machine has the volume ---
+
+
+def test_a_detach_keeps_the_lease_of_what_a_vm_that_is_not_ours_has(bench: WorkBench) -> None:
+    """Its mark was edited away, and its record closed: it runs on, with /work mounted."""
+    bench.make()
+    box = bench.new(workspace="work")
+    marked = bench.hypervisor.machines[box.vmid]
+    bench.hypervisor.machines[box.vmid] = dataclasses.replace(marked, owner="")
+    bench.ended(bench.destroy(box.vmid, force=True))
+    ended = bench.detach("work")
+    assert (ended.state, ended.code) == ("failed", "conflict")
+    assert f"VM {box.vmid} has its volume" in ended.error
+    assert ended.hint
+    assert bench.workspace().holder == box.id
+    del bench.hypervisor.plugged[box.vmid]
+    assert bench.detach("work").state == "done"
+
+
+def test_a_detach_from_a_vm_that_lost_its_mark_meanwhile_keeps_the_lease(bench: WorkBench) -> None:
+    bench.make()
+    box = bench.new(workspace="work")
+    bench.act(STOP, box)
+    marked = bench.hypervisor.machines[box.vmid]
+    bench.hypervisor.machines[box.vmid] = dataclasses.replace(marked, owner="")
+    ended = bench.detach("work")
+    assert (ended.state, ended.code) == ("failed", "conflict")
+    assert f"VM {box.vmid} has its volume" in ended.error
+    assert bench.workspace().holder == box.id
+
+
+# --- an old sandbox that cannot be destroyed ---
+
+
+def test_a_rebind_whose_old_one_cannot_be_destroyed_is_done(bench: WorkBench) -> None:
+    bench.make()
+    old = bench.new(workspace="work")
+    plain = bench.hypervisor.destroy
+
+    def destroy(vmid: int, *, owner: str) -> None:
+        if vmid == old.vmid:
+            raise Conflict("protection mode enabled", hint="qm set --protection 0")
+        plain(vmid, owner=owner)
+
+    bench.hypervisor.destroy = destroy  # type: ignore[method-assign]
+    done = bench.ended(rebind(bench))
+    assert done.state == "done"
+    assert bench.workspace().vmid == done.vmid
+    left = bench.box(old.vmid)
+    assert (left.state, "protection mode enabled" in left.reason) == (S.STOPPED, True)
+    assert old.vmid not in [member.vmid for member in bench.fence.members]
+    with bench.world.store.read() as tx:
+        told = [each for each in events.after(tx, 0) if each.kind == "workspace.rebind"]
+    assert f"agentlab sandbox destroy {old.vmid}" in told[-1].text
+    bench.hypervisor.destroy = plain  # type: ignore[method-assign]
+    assert bench.ended(bench.destroy(old.vmid)).state == "done"
+
+
+def test_a_rebind_that_still_destroys_keeps_nobody_from_the_new_one(bench: WorkBench) -> None:
+    bench.make()
+    old = bench.new(workspace="work")
+    plain, block = bench.hypervisor.destroy, threading.Event()
+
+    def destroy(vmid: int, *, owner: str) -> None:
+        if vmid == old.vmid and not block.is_set():
+            raise Unavailable("no answer")
+        plain(vmid, owner=owner)
+
+    bench.hypervisor.destroy = destroy  # type: ignore[method-assign]
+    moving = rebind(bench)
+    until(lambda: "destroy_old" in operation(bench, moving).waits_for)
+    new = bench.workspace().vmid
+    assert bench.detach("work").state == "done"
+    assert bench.ended(bench.destroy(new, force=True)).state == "done"
+    block.set()
+    bench.runner.wake(moving)
+    assert bench.ended(moving).state == "done"
+    assert bench.hypervisor.machines == {}
