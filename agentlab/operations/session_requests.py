@@ -333,10 +333,18 @@ def branch(
 ) -> tuple[str, str]:
     """The session of a branch of this session: found, or forked; its name, and the operation or ""."""
     parse_branch(branch)
+    digest = digest_of("session.branch", name, branch, snapshot)
     with world.store.write() as tx:
-        return begin_branch(world, runner, tx, name, branch, snapshot, (key, digest_of(
-            "session.branch", name, branch, snapshot
-        )))  # fmt: skip
+        before = earlier(tx, key, digest)
+        if before is not None:
+            return _name_made(tx, before), before.id
+        return begin_branch(world, runner, tx, name, branch, snapshot, (key, digest))
+
+
+def _name_made(tx: Tx, operation: OperationRow) -> str:
+    """The session that an operation was asked to make: it is called like its workspace."""
+    made = workspaces.by_id(tx, int(str(operation.input["made"])))
+    return made.name if made else ""
 
 
 def begin_branch(
