@@ -25,7 +25,7 @@ from agentlab.operations.workspace_turn import (
     volid_of,
     workspace_turn,
 )
-from agentlab.store import workspaces
+from agentlab.store import sandboxes, workspaces
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
 
@@ -189,8 +189,12 @@ def running(world: World, vmid: int) -> bool:
     """Whether there is a guest to be asked; Conflict for one that stands still."""
     machine = world.hypervisor.status(vmid)
     if machine is not None and machine.power is Power.PAUSED:
+        with world.store.read() as tx:
+            state = sandboxes.get(tx, vmid).state
+        note = "" if state is _S.SUSPENDED else "agentlab sandbox reconcile --apply, then "
         raise Conflict(
-            f"sandbox {vmid} is paused", hint=f"let it go on: agentlab sandbox resume {vmid}"
+            f"sandbox {vmid} is {state}, and its VM is paused",
+            hint=f"let it go on: {note}agentlab sandbox resume {vmid}",
         )
     return machine is not None and machine.power is not Power.STOPPED
 

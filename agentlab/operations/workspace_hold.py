@@ -57,9 +57,12 @@ class WorkspaceOfNew:
         # an operation ends by itself, a sandbox need not
         if workspace.state is WorkspaceState.ATTACHED and waited >= wait:
             over = f", and {render_duration(int(wait))} are over" if wait else ""
+            detach = f"detach it: agentlab workspace detach {workspace.name}"
             raise Conflict(
                 f"cannot use workspace {workspace.name}: {in_the_way}{over}",
-                hint="wait for it: --workspace-wait 1h",
+                hint=f"wait for it: --workspace-wait 1h; or {detach}"
+                if call.operation.job
+                else detach,
             )
         raise Later(_LOOK_AGAIN, f"workspace {workspace.name}: {in_the_way}")
 

@@ -137,7 +137,7 @@ def restore(world: World) -> Operation:
 
     def back(call: Call) -> Result:
         volid, name = volid_of(call), str(call.operation.input["name"])
-        _need(world, volid, name, "restore")
+        need_snapshot(world, volid, name, "restore")
         world.hypervisor.rollback_volume(volid, name, owner=world.installation)
         size = _size_of(world, volid)
 
@@ -157,7 +157,7 @@ def delete_snapshot(world: World) -> Operation:
     def drop(call: Call) -> Result:
         volid, name = volid_of(call), str(call.operation.input["name"])
         if call.saved.get("begun") is not True:
-            _need(world, volid, name, "delete")
+            need_snapshot(world, volid, name, "delete")
             call.save(begun=True)
         world.hypervisor.delete_volume_snapshot(volid, name, owner=world.installation)
         return lambda tx: _told(tx, call, f"snapshot {name} was deleted", name=name)
@@ -167,7 +167,8 @@ def delete_snapshot(world: World) -> Operation:
     )
 
 
-def _need(world: World, volid: str, name: str, verb: str) -> None:
+def need_snapshot(world: World, volid: str, name: str, verb: str) -> None:
+    """NotFound says which snapshots there are."""
     there = world.hypervisor.volume_snapshots(volid, owner=world.installation)
     if name not in there:
         raise NotFound(
