@@ -62,9 +62,9 @@ def unmount(world: World, workspace: Workspace, vmid: int, *, force: bool) -> No
         ) from silent
     if said.get("mounted") is not False:
         raise (
-            _busy(workspace, vmid, said)
+            _busy(workspace, vmid, said, forced=force)
             if said.get("error") == "busy"
-            else _refused(workspace, vmid, said)
+            else _refused(workspace, vmid, said, "unmount")
         )
 
 
@@ -121,10 +121,12 @@ def _parse(done: ExecResult, vmid: int) -> Mapping[str, object]:
     return said
 
 
-def _refused(workspace: Workspace, vmid: int, said: Mapping[str, object]) -> AgentLabError:
+def _refused(
+    workspace: Workspace, vmid: int, said: Mapping[str, object], verb: str = "mount"
+) -> AgentLabError:
     code, name = said.get("error"), workspace.name
     detail = one_line(str(said.get("detail", "")))[:_MOST_SAID]
-    what = f"cannot mount workspace {name} in sandbox {vmid}"
+    what = f"cannot {verb} workspace {name} in sandbox {vmid}"
     if code == "absent":
         return Unavailable(
             f"{what}: the guest does not see its disk", hint=f"see: agentlab workspace check {name}"
@@ -142,7 +144,7 @@ def _refused(workspace: Workspace, vmid: int, said: Mapping[str, object]) -> Age
     )
 
 
-def _busy(workspace: Workspace, vmid: int, said: Mapping[str, object]) -> Conflict:
+def _busy(workspace: Workspace, vmid: int, said: Mapping[str, object], *, forced: bool) -> Conflict:
     listed = said.get("processes")
     named = (
         [_process(each) for each in listed if isinstance(each, dict)]
@@ -154,7 +156,9 @@ def _busy(workspace: Workspace, vmid: int, said: Mapping[str, object]) -> Confli
     return Conflict(
         f"cannot detach workspace {workspace.name}: it is in use in sandbox {vmid}"
         + (f" by {words}" if words else ""),
-        hint="end them, or use --force, which does that",
+        hint=f"they do not end: take its power, then try again: agentlab sandbox stop {vmid}"
+        if forced
+        else "end them, or use --force, which does that",
         details={"processes": shown},
     )
 

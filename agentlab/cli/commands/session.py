@@ -45,12 +45,12 @@ def branch(ctx: Context) -> Answer:
     request = m.BranchRequest(ctx.args.text("BRANCH"), ctx.args.text("--from-snapshot"))
     made = client.act(api.SESSION_BRANCH, request, path={"name": name})
     answer = _made(ctx, client, made, f"branch session {name}", f"branching session {name}")
-    return Answer(answer.document, [safe(made.session.name)])
+    return Answer(answer.document, [safe(made.name)])
 
 
 def _made(ctx: Context, client: Client, made: m.SessionMade, what: str, doing: str) -> Answer:
     """The session when its workspace is there, or at once with --no-wait."""
-    name = made.session.name
+    name = made.name
     if ctx.args.flag("--no-wait"):
         begun = [f"operation {safe(made.operation.id)}"] if made.operation else []
         return Answer(made, [f"session {safe(name)}", *begun])

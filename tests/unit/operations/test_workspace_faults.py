@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,41 +23,14 @@ from agentlab.operations import (
 from agentlab.operations import session_requests as sessions_asked
 from agentlab.operations import workspace_requests as requests
 from agentlab.operations.sandbox_power import PAUSE, START, STOP
-from agentlab.store import events, operations, sandboxes, sessions, workspaces
+from agentlab.store import events, sandboxes, sessions, workspaces
 from agentlab.store.operations import OperationRow
 from tests.unit.operations.bench import SPEC
-from tests.unit.operations.work_bench import WorkBench, bench
+from tests.unit.operations.work_bench import Gate, WorkBench, bench, operation, until
 
 __all__ = ["bench"]  # the fixture
 S, W = SandboxState, WorkspaceState
 WITH_WORK = dataclasses.replace(SPEC, workspace="work")
-
-
-def until(check: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def operation(bench: WorkBench, identity: str) -> OperationRow:
-    with bench.world.store.read() as tx:
-        return operations.get(tx, identity)
-
-
-class Gate:
-    """A call of the hypervisor that begins, and goes on when it is let."""
-
-    def __init__(self, bench: WorkBench, name: str) -> None:
-        self.began, self.go = threading.Event(), threading.Event()
-        plain = getattr(bench.hypervisor, name)
-
-        def slow(*arguments: Any, **named: Any) -> Any:
-            self.began.set()
-            assert self.go.wait(20)
-            return plain(*arguments, **named)
-
-        setattr(bench.hypervisor, name, slow)
 
 
 # --- no guest that answers loses power with unwritten work ---
