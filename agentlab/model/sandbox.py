@@ -74,9 +74,7 @@ SANDBOX = StateMachine[SandboxState, SandboxEvent](
             _S.STOPPED,
         ),
         *edges([_S.STOPPED], _E.START, _S.BOOTING),
-        *edges(
-            [_S.READY, _S.COMPLETED, _S.FAILED, _S.TIMEOUT, _S.STOPPED], _E.DESTROY, _S.DESTROYED
-        ),
+        *edges([_S.READY, _S.COMPLETED, _S.FAILED, _S.STOPPED], _E.DESTROY, _S.DESTROYED),
         *edges([s for s in _S if s != _S.DESTROYED], _E.FORCE_DESTROY, _S.DESTROYED),
     ),
     meaning={

@@ -199,6 +199,17 @@ def test_show_tells_all_of_it(cli: Run, world: FakeDaemon) -> None:
     assert shown["possible"].strip() == "pause, stop, destroy --force, lease renew"
 
 
+@pytest.mark.parametrize(("power", "verb"), [("stopped", "destroy"), ("absent", "destroy --force")])
+def test_show_names_the_destroy_that_is_possible(
+    cli: Run, world: FakeDaemon, power: str, verb: str
+) -> None:
+    world.world.sandboxes["1008"] = sandbox_view(
+        1008, "STOPPED", power=power, allowed=["start", "destroy", "force destroy"]
+    )
+    shown = dict(line.split("  ", 1) for line in cli("show", "1008")[1].splitlines())
+    assert shown["possible"].strip() == f"start, {verb}"
+
+
 def test_show_tells_when_a_lease_begins(cli: Run, world: FakeDaemon) -> None:
     assert "lease     1h from its next start on" in cli("show", "1004")[1]
     world.world.sandboxes["1007"] = sandbox_view(1007, "PROVISIONING")
