@@ -6,6 +6,7 @@ from agentlab.cli.command import Arg, Command
 from agentlab.cli.tables.common import (
     AND_SSH,
     DOCTOR,
+    FORCE,
     NO_QUEUE,
     NO_WAIT,
     RUN,
@@ -118,8 +119,8 @@ SANDBOXES: tuple[Command, ...] = (
     ),
     Command(
         "sandbox", "snapshot delete", "delete a snapshot of a stopped sandbox",
-        (SANDBOX, SNAPSHOT, NO_WAIT), RUN + "sandbox_snapshot:delete",
-        "agentlab sandbox snapshot delete 1003 before-upgrade",
+        (SANDBOX, SNAPSHOT, YES, FORCE, NO_WAIT), RUN + "sandbox_snapshot:delete",
+        "agentlab sandbox snapshot delete --yes 1003 before-upgrade",
     ),
     Command(
         "sandbox", "lease renew", "renew the lease of a RUNNING sandbox",
