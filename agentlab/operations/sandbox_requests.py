@@ -363,11 +363,16 @@ def update(
         ("cores", cores, 1, _MOST_CORES), ("memory", memory, _LEAST_MEMORY, _MOST_MEMORY),
     ):  # fmt: skip
         if value and not low <= value <= high:
-            raise Invalid(f"{key}: must be from {low} to {high}", details={"path": key})
+            raise Invalid(
+                f"{key}: must be from {low} to {high}", details={"path": key},
+                hint="such as --cores 4" if key == "cores" else "such as --memory 8G",
+            )  # fmt: skip
     with world.store.write() as tx:
         sandbox = sandboxes.get_live(tx, reference)
         if sandbox.state is SandboxState.DESTROYED:
-            raise Conflict(f"cannot update sandbox {sandbox.vmid}: it is DESTROYED")
+            raise Conflict(
+                f"cannot update sandbox {sandbox.vmid}: it is DESTROYED", hint=_remedy(sandbox)
+            )
         size = (cores or sandbox.cores, memory or sandbox.memory)
         if size != (sandbox.cores, sandbox.memory):
             admit.refuse_never(world.config.limits, *size)
