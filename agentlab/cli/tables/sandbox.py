@@ -53,7 +53,7 @@ SANDBOXES: tuple[Command, ...] = (
     Command(
         "sandbox", "list", "list sandboxes",
         (
-            Arg("--all", "destroyed ones too"),
+            Arg("--all", "destroyed ones too; so does --state DESTROYED"),
             Arg("--state", "only those in this state", value="STATE", kind="sandbox state"),
             Arg("--profile", "only those of this profile", value="NAME"),
             Arg("--label", "only those with this label: KEY, or KEY=VALUE", value="LABEL"),
