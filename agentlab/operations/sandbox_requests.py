@@ -276,6 +276,7 @@ def _job_is_in(verb: str, sandbox: Sandbox, holder: OperationRow) -> Busy:
 def destroy(world: World, runner: Runner, reference: str, key: str, *, force: bool) -> str:
     """The operation that destroys a sandbox; with `force` from any state, a running job's too."""
     taken: list[OperationRow] = []
+    absent = None if force else _without_vm(world, reference)
     with world.store.write() as tx:
         sandbox = sandboxes.get_live(tx, reference)
         digest = digest_of(sandbox_destroy.DESTROY, sandbox.id, force)
@@ -291,6 +292,12 @@ def destroy(world: World, runner: Runner, reference: str, key: str, *, force: bo
         if holder is None:
             if not force:
                 sandbox_destroy.refuse(sandbox)
+            if sandbox == absent:
+                raise Conflict(
+                    f"failed to destroy sandbox {sandbox.vmid}: its VM is gone",
+                    hint=f"agentlab sandbox destroy --force {sandbox.vmid}",
+                    details={"state": sandbox.state.value},
+                )
         elif holder.kind in (sandbox_destroy.DESTROY, sandbox_destroy.EXPIRE):
             return holder.id
         elif not force:
@@ -307,6 +314,16 @@ def destroy(world: World, runner: Runner, reference: str, key: str, *, force: bo
     for each in taken:
         _hurry(world, runner, sandbox.vmid, each)
     return identity
+
+
+def _without_vm(world: World, reference: str) -> Sandbox | None:
+    """The sandbox as it was before the hypervisor was sure that there is no VM of it, else None."""
+    with world.store.read() as tx:
+        sandbox = sandboxes.get_live(tx, reference)
+    try:
+        return sandbox if world.hypervisor.status(sandbox.vmid) is None else None
+    except AgentLabError:
+        return None  # whoever destroys it will see
 
 
 def _refuse_destroy(sandbox: Sandbox, holder: OperationRow) -> None:
@@ -346,11 +363,16 @@ def update(
         ("cores", cores, 1, _MOST_CORES), ("memory", memory, _LEAST_MEMORY, _MOST_MEMORY),
     ):  # fmt: skip
         if value and not low <= value <= high:
-            raise Invalid(f"{key}: must be from {low} to {high}", details={"path": key})
+            raise Invalid(
+                f"{key}: must be from {low} to {high}", details={"path": key},
+                hint="such as --cores 4" if key == "cores" else "such as --memory 8G",
+            )  # fmt: skip
     with world.store.write() as tx:
         sandbox = sandboxes.get_live(tx, reference)
         if sandbox.state is SandboxState.DESTROYED:
-            raise Conflict(f"cannot update sandbox {sandbox.vmid}: it is DESTROYED")
+            raise Conflict(
+                f"cannot update sandbox {sandbox.vmid}: it is DESTROYED", hint=_remedy(sandbox)
+            )
         size = (cores or sandbox.cores, memory or sandbox.memory)
         if size != (sandbox.cores, sandbox.memory):
             admit.refuse_never(world.config.limits, *size)

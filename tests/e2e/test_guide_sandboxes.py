@@ -129,7 +129,7 @@ def test_a_life_by_the_guide(place: Place) -> None:
 def test_what_nobody_waits_for_and_what_is_orphaned(place: Place) -> None:
     say, lab = place.reader, place.lab
     asked = ["sandbox", "new", "--profile", "demo", "--no-wait", "--json"]
-    doomed, orphan = (json.loads(lab.cli(*asked).stdout)["vmid"] for _ in range(2))
+    doomed, orphan, lost = (json.loads(lab.cli(*asked).stdout)["vmid"] for _ in range(3))
 
     # from every state, and what was under way with it ends
     say.guide(
@@ -137,6 +137,7 @@ def test_what_nobody_waits_for_and_what_is_orphaned(place: Place) -> None:
     )
     said = say.run(f"agentlab sandbox stop {orphan}")  # in its turn, when it has been made
     assert "waits for sandbox.create" in said
+    say.run(f"agentlab sandbox stop {lost}")
 
     # TIMEOUT, and its VM is gone: nothing that happens by itself, so we make it
     lab.stop()
@@ -144,6 +145,12 @@ def test_what_nobody_waits_for_and_what_is_orphaned(place: Place) -> None:
     with contextlib.closing(sqlite3.connect(lab.database)) as connection, connection:
         connection.execute("UPDATE sandbox SET state = 'TIMEOUT' WHERE vmid = ?", (orphan,))
     lab.start()
+
+    # no plain destroy in TIMEOUT
+    destroy = "agentlab sandbox destroy <vmid>"
+    said = say.guide(destroy, 1, says=f"agentlab sandbox destroy {orphan}", answer="y")
+    assert f"failed to destroy sandbox {orphan}: it is TIMEOUT" in said
+    assert "--force" in said
     shown = say.guide("agentlab sandbox show <vmid>", says=f"agentlab sandbox show {orphan}")
     assert re.search(r"state +TIMEOUT", shown)
     assert re.search(r"power +absent", shown)
@@ -151,10 +158,20 @@ def test_what_nobody_waits_for_and_what_is_orphaned(place: Place) -> None:
     assert f"sandbox {orphan} " in said
     assert "removed" in said
     assert "nothing to prune" in say.guide("agentlab sandbox prune")
+
+    # none of a VM that is gone either; with --force the record is closed
+    place.remove(lost)
+    said = say.guide(destroy, 1, says=f"agentlab sandbox destroy {lost}", answer="y")
+    assert f"failed to destroy sandbox {lost}: its VM is gone" in said
+    assert f"agentlab sandbox destroy --force {lost}" in said
+    force = "agentlab sandbox destroy --force <vmid>"
+    say.guide(force, says=f"agentlab sandbox destroy --force {lost}")
+    assert re.search(r"state +DESTROYED", say.run(f"agentlab sandbox show {lost}"))
     say.run("agentlab sandbox reconcile")
     say.run("agentlab sandbox inventory")
     assert lab.leftovers() == []
-    told = f"missing VM: sandbox {orphan} is TIMEOUT"  # if the daemon has seen it before prune
-    assert [each for each in lab.warnings() if told not in each] == []
+    # if the daemon has seen them before we did
+    told = (f"missing VM: sandbox {orphan} is TIMEOUT", f"missing VM: sandbox {lost} is STOPPED")
+    assert [each for each in lab.warnings() if not any(one in each for one in told)] == []
     if place.node:
         assert place.node.leftovers() == []

@@ -131,7 +131,7 @@ def test_a_fork_and_its_source_leave_each_other_alone(kept: Kept) -> None:
     kept.detach()
     place.run("workspace detach try", what="detach")
     place.run("workspace delete --yes try")
-    place.run("workspace snapshot delete data before")
+    place.run("workspace snapshot delete --yes data before")
 
 
 def test_its_sandbox_is_reverted_stopped_and_destroyed(kept: Kept) -> None:
@@ -164,7 +164,7 @@ def test_who_uses_it_is_named_and_ended_by_force(kept: Kept) -> None:
     assert "sleep (" in said
     assert "--force" in said
     assert place.say("one", "pgrep -x sleep; ls /work").endswith("data\nlog\nlost+found")
-    said = place.run("workspace rebind data --name new", 1)
+    said = place.run("workspace rebind --yes data --name new", 1)
     assert "sleep (" in said
     assert place.show("data")["sandbox"] == "one"
     assert place.say("one", "pgrep -x sleep; ls /work").endswith("data\nlog\nlost+found")
@@ -306,7 +306,7 @@ def test_what_is_killed_while_it_is_detached_ends(kept: Kept) -> None:
     kept.detach()
     place.killed_at("after:do:rollback", "workspace snapshot restore --yes data killed")
     assert place.last("workspace.restore") == ("done", "")
-    place.run("workspace snapshot delete data killed")
+    place.run("workspace snapshot delete --yes data killed")
     place.killed_at("after:do:copy", "workspace fork data --name copy")
     assert place.last("workspace.fork") == ("done", "")
     place.killed_after(0.2, "workspace fork data --name copy2")  # in the midst of the copying
@@ -327,11 +327,11 @@ def test_what_is_killed_while_it_is_detached_ends(kept: Kept) -> None:
 def test_a_killed_rebind_ends(kept: Kept) -> None:
     place = kept.place
     kept.attach("two")
-    place.killed_at("after:do:detach", "workspace rebind data --name new")  # nobody has it
+    place.killed_at("after:do:detach", "workspace rebind --yes data --name new")  # nobody has it
     assert place.last("workspace.rebind") == ("done", "")
     assert place.lab.ask("sandbox", "show", kept.two)["state"] == "DESTROYED"
     assert place.sum("new") == kept.digest
-    place.run("workspace rebind data --name two", what="rebind, with a new sandbox")
+    place.run("workspace rebind --yes data --name two", what="rebind, with a new sandbox")
     shown = place.show("data")
     assert shown["sandbox"] == "two"
     kept.two = str(shown["vmid"])

@@ -75,6 +75,10 @@ def test_lists_are_narrowed_by_state_profile_and_label(bench: Bench) -> None:
     assert names("profile=other") == []
     assert names("profile=demo&state=READY") == ["one"]
     assert bench.ask("GET", "/v1/sandboxes?state=lost").status == 400
+    _done(bench, bench.ask("POST", "/v1/sandboxes/one/destroy", {}))
+    assert names("state=destroyed") == ["one"]
+    assert names("state=DESTROYED&label=team%3Db") == []
+    assert names("label=team") == ["two"]
 
 
 def _events(bench: Bench) -> int:

@@ -227,6 +227,43 @@ def test_destroy_follows_the_state_table_and_force_does_not_need_it(
     assert bench.clean()
 
 
+@pytest.mark.parametrize("state", [S.READY, S.COMPLETED, S.FAILED, S.STOPPED])
+def test_plain_destroy_of_a_vm_that_is_surely_gone_asks_for_force(
+    bench: Bench, state: SandboxState
+) -> None:
+    vmid = _in_state(bench, state)
+    del bench.hypervisor.machines[vmid]
+    before = bench.box(vmid)
+    with pytest.raises(Conflict) as refused:
+        bench.destroy(vmid)
+    assert refused.value.message == f"failed to destroy sandbox {vmid}: its VM is gone"
+    assert refused.value.hint == f"agentlab sandbox destroy --force {vmid}"
+    assert bench.box(vmid) == before
+    assert bench.ended(bench.destroy(vmid, force=True)).state == "done"
+    assert bench.box(vmid).state is S.DESTROYED
+
+
+def test_plain_destroy_goes_on_when_nobody_can_tell_whether_there_is_a_vm(bench: Bench) -> None:
+    box = bench.new()
+    bench.hypervisor.faults["status"] = [Unavailable("the hypervisor does not answer")]
+    assert bench.ended(bench.destroy(box.vmid)).state == "done"
+    assert bench.clean()
+
+
+def test_a_destroy_asked_for_again_after_its_vm_is_gone_is_the_same_one(bench: Bench) -> None:
+    """A lost reply: the same key gives the same operation, and the first one's end is not undone."""
+    box = bench.new()
+    asked = [
+        sandbox_requests.destroy(bench.world, bench.runner, str(box.vmid), "key", force=False)
+        for _ in range(2)
+    ]
+    assert bench.ended(asked[0]).state == "done"
+    asked.append(
+        sandbox_requests.destroy(bench.world, bench.runner, str(box.vmid), "key", force=False)
+    )
+    assert len(set(asked)) == 1
+
+
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("kind", [START, STOP, PAUSE, RESUME])
 def test_power_follows_the_state_table(bench: Bench, state: SandboxState, kind: str) -> None:
