@@ -335,11 +335,13 @@ def repo(tmp_path: Path) -> Path:
 
 
 def clone(world: FakeDaemon, tmp_path: Path) -> Path:
-    """What a guest would get from the only bundle that was sent."""
+    """What a guest would get from the only bundle that was sent: by its ref, as it is told."""
     ((sha, data),) = world.world.bundles.items()
-    assert world.world.requests[0].repo == m.RepoRequest(bundle=sha)
+    asked = world.world.requests[0].repo
+    assert asked == m.RepoRequest(bundle=sha, ref=asked.ref)
     (tmp_path / "b").write_bytes(data)
-    subprocess.run(["git", "clone", "-q", tmp_path / "b", tmp_path / "clone"], check=True)
+    words = ["git", "clone", "-q", "--branch", asked.ref, tmp_path / "b", tmp_path / "clone"]
+    subprocess.run(words, check=True)
     return tmp_path / "clone"
 
 
@@ -367,6 +369,29 @@ def test_local_ref_of_any_kind(
     words = ("--repo", str(repo), "--ref", ref, "--profile", "demo", "--task", "x")
     assert cli("job", "run", *words)[0] == 0
     assert git(clone(world, tmp_path), "log", "--format=%s") == "one"
+
+
+@pytest.mark.parametrize(
+    ("more", "sent", "log"),
+    [
+        ((), "trunk", "two\none"),
+        (("--branch", "side"), "side", "one"),
+        (("--branch", "side", "--ref", "trunk"), "trunk", "two\none"),
+    ],
+)
+def test_a_session_is_told_which_branch_of_a_local_repo_is_sent(
+    cli: Run,
+    world: FakeDaemon,
+    repo: Path,
+    tmp_path: Path,
+    more: tuple[str, ...],
+    sent: str,
+    log: str,
+) -> None:
+    git(repo, "branch", "side", "HEAD~1")
+    assert cli("job", "run", "--repo", str(repo), "--session", "s", *more, "--task", "x")[0] == 0
+    assert world.world.requests[0].repo.ref == sent
+    assert git(clone(world, tmp_path), "log", "--format=%s") == log
 
 
 def test_local_refs_and_repos_that_do_not_exist(
