@@ -188,7 +188,7 @@ def storing(request: pytest.FixtureRequest) -> Bench:
 @pytest.fixture
 def file_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """As `node`, with a storage that has files in it; on it, as root, the daemon runs."""
-    made = FileNode(tmp_path / "lab")
+    made = FileNode(tmp_path / "lab", guests=SimulatedGuests())
     made.make_template(name="debian-12", size=1 << 30)
     empty = tmp_path / "empty.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(empty), "1G"], check=True)

@@ -141,10 +141,15 @@ def test_its_sandbox_is_reverted_stopped_and_destroyed(kept: Kept) -> None:
     place.run("sandbox revert --yes two", what="revert of its sandbox")
     assert place.say("two", "ls /root; cat /work/later") == "later"
     assert place.sum("two") == kept.digest
+    place.say("two", "echo x >/root/mark; sync")
     place.run("sandbox stop two")
+    place.run("sandbox snapshot save two marked")
     kept.detach()
     kept.attach("two")  # without power
-    place.run("sandbox start two")
+    place.run("sandbox revert --yes two")
+    place.run("sandbox snapshot restore --yes --restart two marked", what="restore of its sandbox")
+    assert place.say("two", "cat /root/mark /work/later") == "x\nlater"
+    assert place.sum("two") == kept.digest
     place.say("two", "rm /work/later; echo unsynced >/work/last")
     place.run("sandbox destroy --force two")
     assert place.show("data")["state"] == "DETACHED"
