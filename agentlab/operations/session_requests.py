@@ -33,7 +33,7 @@ from agentlab.operations.context import World
 from agentlab.operations.sandbox_requests import plan_sandbox
 from agentlab.operations.turn import words
 from agentlab.operations.workspace_hold import next_in_line, refuse_awaited
-from agentlab.operations.workspace_turn import refuse_making, subject_of
+from agentlab.operations.workspace_turn import refuse_made, refuse_making, subject_of
 from agentlab.store import operations, sandboxes, sessions, workspaces
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
@@ -379,7 +379,7 @@ def delete(world: World, runner: Runner, name: str, key: str, *, with_workspace:
                 hint=f"stop it first: agentlab session stop {name}",
                 details={"vmid": workspace.vmid},
             )
-        refuse_making(workspace, "delete")
+        refuse_made(tx, workspace, "delete")
         _refuse_under_way(tx, session, subject_of_session(session.id), "delete")
         if with_workspace:
             refuse_awaited(tx, workspace, "delete")

@@ -14,7 +14,7 @@ from agentlab.operations.sandbox_destroy import ending
 from agentlab.operations.sandbox_power import halt
 from agentlab.operations.turn import is_gone, turn
 from agentlab.operations.workspace_hold import refuse_awaited
-from agentlab.operations.workspace_turn import refuse_making, workspace_turn
+from agentlab.operations.workspace_turn import refuse_made, workspace_turn
 from agentlab.operations.workspace_volume import freeing
 from agentlab.store import sessions
 from agentlab.store.db import Tx
@@ -59,7 +59,7 @@ def delete(world: World) -> Operation:
                 f"cannot delete session {name}: it runs in sandbox {workspace.vmid}",
                 hint=f"stop it first: agentlab session stop {name}".rstrip(),
             )
-        refuse_making(workspace, "delete")
+        refuse_made(tx, workspace, "delete")
         if with_workspace(operation):
             _refuse_others(tx, workspace, operation.input["session"])
         return {}

@@ -27,7 +27,7 @@ from agentlab.operations.asked import digest_of, earlier
 from agentlab.operations.context import World
 from agentlab.operations.sandbox_requests import plan_sandbox
 from agentlab.operations.workspace_hold import refuse_awaited
-from agentlab.operations.workspace_turn import refuse_making, subject_of
+from agentlab.operations.workspace_turn import refuse_made, refuse_making, subject_of
 from agentlab.store import operations, sandboxes, workspaces
 from agentlab.store.db import Tx
 
@@ -211,7 +211,10 @@ def _detached(
             return before.id
         workspace = workspaces.get(tx, name)
         workspaces.refuse_attached(tx, workspace, verb)
-        refuse_making(workspace, verb)
+        if kind == workspace_volume.DELETE:
+            refuse_made(tx, workspace, verb)
+        else:
+            refuse_making(workspace, verb)
         if check is not None:
             check(tx, workspace)
         return runner.submit(

@@ -96,12 +96,13 @@ def freeing(world: World, *, applies: Callable[[OperationRow], bool] = always) -
     """The end of a workspace, from which nothing leads back."""
 
     def free(call: Call) -> Result:
-        world.hypervisor.free(volid_of(call), owner=world.installation)
+        volid = volid_of(call)
+        if volid:  # one that was never made has none
+            world.hypervisor.free(volid, owner=world.installation)
+        event = WorkspaceEvent.DELETE if volid else WorkspaceEvent.GIVE_UP
 
         def write(tx: Tx) -> Output:
-            workspaces.transition(
-                tx, _identity(call), WorkspaceEvent.DELETE, operation=call.operation.id
-            )
+            workspaces.transition(tx, _identity(call), event, operation=call.operation.id)
             return {}
 
         return write

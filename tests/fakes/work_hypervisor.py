@@ -98,7 +98,7 @@ class WorkHypervisor(FakeHypervisor):
         if vmid in self.mounted:
             self.mounted.discard(vmid)
             volid = self.plugged.get(vmid)
-            if volid is not None:
+            if volid in self.stored:
                 self.stored[volid].fs = "dirty"
 
     def stop(self, vmid: int, *, owner: str) -> None:
