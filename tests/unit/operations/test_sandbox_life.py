@@ -390,6 +390,7 @@ def test_beyond_the_limits_requests_wait_in_order_and_show_their_place(bench: Be
     first, second = bench.new(), bench.new()  # two cores each
     asked = [bench.ask(name="late0")]
     _later(bench, lambda: "place 1 in the queue" in _waits(bench, asked[0]))
+    assert "given up after 1h56m" in _waits(bench, asked[0])
     asked.append(bench.ask(name="late1"))
     _later(bench, lambda: "place 2" in _waits(bench, asked[1]))
     assert bench.box("late0").state is S.REQUESTED
