@@ -26,7 +26,6 @@ EVENTS = {
 }
 _GUEST = 30.0  # seconds that a guest is given to power off by itself
 _QUICK = 120.0
-_ADMIT = 7000.0
 
 
 def may(_: Tx, sandbox: Sandbox, operation: OperationRow) -> Mapping[str, object]:
@@ -51,7 +50,7 @@ def start(world: World) -> Operation:
         START,
         [
             turn(may),
-            Step(admit.STEP, let_in, _ADMIT, undo=back),
+            Step(admit.STEP, let_in, admit.PATIENCE, undo=back),
             boot.configuring(),
             *boot.starting(),
             boot.awaiting(handed_over),

@@ -13,7 +13,7 @@ from agentlab.daemon.views import holders, plan_view, power_of_all, sandbox_view
 from agentlab.daemon.views_work import held as workspaces_held
 from agentlab.errors import Invalid
 from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxSpec, SandboxState
-from agentlab.operations import sandbox_power, sandbox_requests
+from agentlab.operations import lease_requests, sandbox_power, sandbox_requests
 from agentlab.store import sandboxes
 
 
@@ -142,7 +142,7 @@ def destroy(daemon: Daemon, request: Request[m.DestroyRequest]) -> m.OperationVi
 def renew(daemon: Daemon, request: Request[m.RenewRequest]) -> m.SandboxView:
     ttl = parse_ttl(request.document.ttl)
     return _view(
-        daemon, sandbox_requests.renew(daemon.world, daemon.runner, request.values["vmid"], ttl)
+        daemon, lease_requests.renew(daemon.world, daemon.runner, request.values["vmid"], ttl)
     )
 
 
