@@ -93,7 +93,7 @@ def attach(world: World) -> Operation:
             workspace_turn(begin),
             sandbox_turn(work.lease, undo=work.end_lease),
             Step("attach", work.plug, _PLUG, undo=work.unplug),
-            Step("mount", work.mount, guest_time(world), undo=work.unmount),
+            Step("mount", work.mount, mount_time(world), undo=work.unmount),
         ],
     )
 
@@ -163,7 +163,8 @@ class Attaching:
             workspace = live_workspace(tx, call.operation)
         if not running(self._world, vmid):
             return {"mounted": False}
-        return {"mounted": True, "made": work_mount.mount(self._world, workspace, vmid)}
+        made = work_mount.mount_in_time(self._world, call, workspace, vmid)
+        return {"mounted": True, "made": made}
 
     def unmount(self, call: Call) -> Result:
         if call.outputs[SANDBOX_TURN].get("had") is True:
@@ -178,6 +179,12 @@ class Attaching:
 def guest_time(world: World) -> Callable[[], float]:
     """A deadline for what a guest does; asked late, since the answer may take a KVM probe."""
     return lambda: _GUEST * world.hypervisor.capabilities.slowness
+
+
+def mount_time(world: World) -> Callable[[], float]:
+    """The deadline of a step with `mount_in_time`."""
+    answer = guest_time(world)
+    return lambda: answer() + work_mount.CHECK
 
 
 def running(world: World, vmid: int) -> bool:

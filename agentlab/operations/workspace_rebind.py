@@ -16,7 +16,7 @@ from agentlab.operations import work_mount
 from agentlab.operations.boot import close_record, handed_over, unfence
 from agentlab.operations.context import World
 from agentlab.operations.provision import Provision
-from agentlab.operations.workspace_attach import guest_time, refuse_sandbox, running
+from agentlab.operations.workspace_attach import guest_time, mount_time, refuse_sandbox, running
 from agentlab.operations.workspace_turn import (
     live_workspace,
     lock_sandbox,
@@ -45,7 +45,7 @@ def operation(world: World) -> Operation:
             Step("detach", move.unplug, _PLUG, undo=move.plug_again),
             Step("lease", move.lease, _PLUG, undo=move.lease_back),
             Step("attach", move.plug, _PLUG, undo=move.unplug_new),
-            Step("mount", move.mount, guest_time(world), undo=move.unmount_new),
+            Step("mount", move.mount, mount_time(world), undo=move.unmount_new),
             Step("destroy_old", move.destroy_old, _END, no_return=True, applies=_destroys),
         ],
     )
@@ -157,7 +157,8 @@ class _Move:
         return None
 
     def mount(self, call: Call) -> Result:
-        work_mount.mount(self._world, self._workspace(call), call.operation.vmid)
+        vmid = call.operation.vmid
+        work_mount.mount_in_time(self._world, call, self._workspace(call), vmid)
         return None
 
     def unmount_new(self, call: Call) -> Result:
