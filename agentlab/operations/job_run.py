@@ -18,7 +18,7 @@ from agentlab.operations import handed_back
 from agentlab.operations.boot import close_record, is_off, unfence
 from agentlab.operations.context import World
 from agentlab.operations.provision import Provision, vmid_of, wanted_of
-from agentlab.operations.work_mount import WRITE, let_go, write_out
+from agentlab.operations.work_mount import WRITE, let_go, write_out_held
 from agentlab.operations.workspace_hold import take_away
 from agentlab.store import jobs, operations, sandboxes, tokens
 from agentlab.store.db import Tx
@@ -198,7 +198,7 @@ class _JobRun:
         if sandbox.held or after is After.KEEP:
             return None
         try:
-            write_out(self._world, call, sandbox, reserve=_RELEASE)
+            write_out_held(self._world, call, sandbox, reserve=_RELEASE)
             let_go(self._world, sandbox, operation=call.operation.id)
             if after is After.STOP:
                 self._halt(vmid)

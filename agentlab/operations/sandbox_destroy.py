@@ -13,7 +13,7 @@ from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxEvent
 from agentlab.operations.boot import close_record, is_off, unfence
 from agentlab.operations.context import World
 from agentlab.operations.turn import is_gone, turn
-from agentlab.operations.work_mount import WRITE, let_go, mount_held, write_out
+from agentlab.operations.work_mount import WRITE, let_go, mount_held, write_out_held
 from agentlab.operations.workspace_hold import take_away
 from agentlab.store import sandboxes
 from agentlab.store.db import Tx
@@ -85,7 +85,7 @@ class _Gone:
         if not is_gone(call):
             sandbox = self._sandbox(call)
             if call.operation.kind == EXPIRE or not _forced(call):
-                write_out(self._world, call, sandbox, reserve=_STOP)
+                write_out_held(self._world, call, sandbox, reserve=_STOP)
             let_go(self._world, sandbox, operation=call.operation.id)
             try:
                 self._world.hypervisor.stop(call.operation.vmid, owner=self._world.installation)

@@ -12,7 +12,7 @@ from agentlab.operations import admit
 from agentlab.operations.boot import Boot, handed_over, is_off, unfence
 from agentlab.operations.context import World
 from agentlab.operations.turn import turn
-from agentlab.operations.work_mount import WRITE, let_go, write_out
+from agentlab.operations.work_mount import WRITE, let_go, write_out_held
 from agentlab.store import sandboxes
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
@@ -93,7 +93,7 @@ def halt(world: World, call: Call) -> None:
     patience = Boot(world).slow(_GUEST)()
     with world.store.read() as tx:
         sandbox = sandboxes.get(tx, vmid)
-    write_out(world, call, sandbox, reserve=halting(world)() - WRITE)
+    write_out_held(world, call, sandbox, reserve=halting(world)() - WRITE)
     try:
         machine = hypervisor.status(vmid)
         if machine is None:

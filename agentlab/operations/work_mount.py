@@ -129,28 +129,42 @@ def unmount(world: World, workspace: Workspace, vmid: int, *, force: bool) -> No
         )
 
 
-def write_out(world: World, call: Call, sandbox: Sandbox, *, reserve: float) -> None:
-    """Before `let_go`, by a step that has WRITE seconds more: what is in the guest's memory is written.
+def write_out(world: World, call: Call, workspace: Workspace, vmid: int, *, reserve: float) -> None:
+    """Before it is unmounted, by a step that has WRITE seconds more: what is in the guest's memory.
 
     That may be gigabytes.  Later while the guest writes and answers, and until `reserve` seconds
     are left.
     """
-    vmid = sandbox.vmid
-    with world.store.read() as tx:
-        held = workspaces.held_by(tx, sandbox.id)
-    if held is None or call.deadline.left <= reserve:
+    if call.deadline.left <= reserve:
         return
     try:
         if _goes_on(world, vmid):
             patience = _SYNCED * world.hypervisor.capabilities.slowness
-            owner = world.installation
-            world.hypervisor.exec(vmid, _SYNC, owner=owner, timeout=patience)
+            world.hypervisor.exec(vmid, _SYNC, owner=world.installation, timeout=patience)
     except _TRIED_AGAIN:
         if _status(world, vmid).get("mounted") is True:
-            words = f"the guest of sandbox {vmid} to write out workspace {held.name}"
+            words = f"the guest of sandbox {vmid} to write out workspace {workspace.name}"
             raise Later(1.0, words) from None
     except AgentLabError:
         return  # what follows tells it
+
+
+def write_out_held(world: World, call: Call, sandbox: Sandbox, *, reserve: float) -> None:
+    """As `write_out`, before `let_go`; a sandbox without a workspace: returns."""
+    with world.store.read() as tx:
+        held = workspaces.held_by(tx, sandbox.id)
+    if held is not None:
+        write_out(world, call, held, sandbox.vmid, reserve=reserve)
+
+
+def unmount_in_time(
+    world: World, call: Call, workspace: Workspace, vmid: int, *, force: bool
+) -> None:
+    """As `unmount`, by a step that has WRITE seconds more than a guest has to answer."""
+    patience = 3 * _UNMOUNT * world.hypervisor.capabilities.slowness
+    write_out(world, call, workspace, vmid, reserve=patience)
+    with until_left(call, WRITE):
+        unmount(world, workspace, vmid, force=force)
 
 
 def let_go(world: World, sandbox: Sandbox, *, operation: str = "") -> None:

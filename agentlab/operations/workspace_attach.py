@@ -187,6 +187,12 @@ def mount_time(world: World) -> Callable[[], float]:
     return lambda: answer() + work_mount.CHECK
 
 
+def unmount_time(world: World) -> Callable[[], float]:
+    """The deadline of a step with `unmount_in_time`."""
+    answer = guest_time(world)
+    return lambda: answer() + work_mount.WRITE
+
+
 def running(world: World, vmid: int) -> bool:
     """Whether there is a guest to be asked; Conflict for one that stands still."""
     machine = world.hypervisor.status(vmid)
@@ -210,7 +216,7 @@ def detach(world: World) -> Operation:
         [
             workspace_turn(begin),
             sandbox_turn(may_detach),
-            Step("unmount", work.unmount, guest_time(world), undo=work.mount_again),
+            Step("unmount", work.unmount, unmount_time(world), undo=work.mount_again),
             Step("detach", work.unplug, _PLUG, undo=work.plug_again),
         ],
     )
@@ -234,7 +240,7 @@ class Detaching:
         with call.store.read() as tx:
             workspace = live_workspace(tx, call.operation)
         if running(self._world, vmid):
-            work_mount.unmount(self._world, workspace, vmid, force=force)
+            work_mount.unmount_in_time(self._world, call, workspace, vmid, force=force)
         return None
 
     def mount_again(self, call: Call) -> Result:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from agentlab.model.job import JobState
-from agentlab.model.sandbox import SandboxState
+from agentlab.model.sandbox import SandboxSpec, SandboxState
 from agentlab.model.workspace import WorkspaceState
-from agentlab.operations import session_requests, work_mount
+from agentlab.operations import session_requests, work_mount, workspace_requests
 from agentlab.operations.sandbox_power import START, STOP
 from agentlab.store import events
 from agentlab.store.operations import OperationRow
@@ -44,6 +44,17 @@ def destroy(bench: WorkBench) -> OperationRow:
     return bench.ended(bench.destroy(bench.workspace("lab").vmid))
 
 
+def detach(bench: WorkBench) -> OperationRow:
+    return bench.detach("lab")
+
+
+def rebind(bench: WorkBench) -> OperationRow:
+    moving = workspace_requests.rebind(
+        bench.world, bench.runner, "lab", SandboxSpec(""), "", keep_old=False
+    )
+    return bench.ended(moving)
+
+
 ENDS = [stop_session, stop_sandbox, destroy]
 
 
@@ -56,7 +67,7 @@ def running(bench: WorkBench) -> int:
     return done.vmid
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", [*ENDS, detach, rebind])
 def test_a_guest_that_still_writes_keeps_its_power(
     bench: WorkBench, end: Callable[[WorkBench], OperationRow]
 ) -> None:
@@ -65,6 +76,7 @@ def test_a_guest_that_still_writes_keeps_its_power(
     assert end(bench).state == "done"
     assert verbs(bench)[:5] == ["sync", "status", "sync", "status", "sync"]
     assert bench.volume("lab").fs == "clean"
+    assert vmid not in bench.hypervisor.mounted
     assert told(bench) == []
     with bench.world.store.read() as tx:
         waits = [each.text for each in events.after(tx, 0) if each.kind == "step.waits"]
@@ -119,7 +131,7 @@ def test_a_job_ends_when_its_guest_has_written(bench: WorkBench) -> None:
 def test_an_unmount_ends_before_its_time_is_over_here(bench: WorkBench, force: bool) -> None:
     running(bench)
     assert bench.detach("lab", force=force).state == "done"
-    ((words, given),) = bench.hypervisor.asked
+    words, given = bench.hypervisor.asked[-1]
     assert float(words[words.index("--within") + 1]) < given - 5
 
 
