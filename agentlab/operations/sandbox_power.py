@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from agentlab.engine.step import Call, Operation, Output, Result, Step
 from agentlab.errors import Conflict, NotFound
@@ -12,7 +12,7 @@ from agentlab.operations import admit
 from agentlab.operations.boot import Boot, handed_over, is_off, unfence
 from agentlab.operations.context import World
 from agentlab.operations.turn import turn
-from agentlab.operations.work_mount import let_go
+from agentlab.operations.work_mount import WRITE, let_go, write_out_held
 from agentlab.store import sandboxes
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
@@ -62,7 +62,7 @@ def stop(world: World) -> Operation:
     """The guest is asked to power off, and loses its power when it does not in time."""
 
     def shutdown(call: Call) -> Result:
-        halt(world, call.operation.vmid)
+        halt(world, call)
         return None
 
     def off(call: Call) -> Result:
@@ -71,14 +71,28 @@ def stop(world: World) -> Operation:
         reason = str(call.operation.input.get("reason", ""))
         return lambda tx: is_off(tx, vmid, call.operation.id, reason)
 
+    return Operation(
+        STOP,
+        [turn(may), Step("shutdown", shutdown, halting(world)), Step("off", off, _QUICK)],
+    )
+
+
+def halting(world: World) -> Callable[[], float]:
+    """The deadline of a step with `halt`."""
     slow = Boot(world).slow(_GUEST + _QUICK)
-    return Operation(STOP, [turn(may), Step("shutdown", shutdown, slow), Step("off", off, _QUICK)])
+    return lambda: slow() + WRITE
 
 
-def halt(world: World, vmid: int) -> None:
-    """Takes a machine's power, by way of its guest where that answers; Conflict when it is gone."""
-    hypervisor, owner = world.hypervisor, world.installation
+def halt(world: World, call: Call) -> None:
+    """Takes a machine's power, by way of its guest where that answers; Conflict when it is gone.
+
+    Later while the guest writes its workspace out: once it ends, nobody can ask it how far it is.
+    """
+    vmid, hypervisor, owner = call.operation.vmid, world.hypervisor, world.installation
     patience = Boot(world).slow(_GUEST)()
+    with world.store.read() as tx:
+        sandbox = sandboxes.get(tx, vmid)
+    write_out_held(world, call, sandbox, reserve=halting(world)() - WRITE)
     try:
         machine = hypervisor.status(vmid)
         if machine is None:
@@ -86,9 +100,7 @@ def halt(world: World, vmid: int) -> None:
         if machine.power is Power.PAUSED:  # a guest that stands still cannot power off
             hypervisor.resume(vmid, owner=owner)
         if not hypervisor.shutdown(vmid, owner=owner, timeout=patience):
-            with world.store.read() as tx:
-                sandbox = sandboxes.get(tx, vmid)
-            let_go(world, sandbox)
+            let_go(world, sandbox, operation=call.operation.id)
             hypervisor.stop(vmid, owner=owner)
     except NotFound as gone:
         raise Conflict(

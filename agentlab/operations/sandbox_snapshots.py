@@ -13,7 +13,7 @@ from agentlab.model.sandbox import CLEAN, SANDBOX, Sandbox, SandboxEvent, Sandbo
 from agentlab.operations import admit
 from agentlab.operations.boot import Boot, handed_over, is_off, unfence
 from agentlab.operations.context import World
-from agentlab.operations.sandbox_power import halt
+from agentlab.operations.sandbox_power import halt, halting
 from agentlab.operations.turn import STEP as TURN
 from agentlab.operations.turn import Check, turn
 from agentlab.store import events, sandboxes, workspaces
@@ -23,7 +23,6 @@ from agentlab.store.operations import OperationRow
 REVERT, SAVE, DELETE = "sandbox.revert", "sandbox.snapshot", "sandbox.snapshot_delete"
 _S = SandboxState
 REVERTIBLE = (_S.READY, _S.RUNNING, _S.SUSPENDED, _S.COMPLETED, _S.FAILED, _S.STOPPED)
-_GUEST = 150.0
 _LONG = 600.0
 _QUICK = 120.0
 _ADMIT = 7000.0
@@ -172,7 +171,7 @@ def revert(world: World) -> Operation:
         [
             turn(work.begin),
             Step("look", work.look, _QUICK),
-            Step("halt", work.halt, boot.slow(_GUEST)),
+            Step("halt", work.halt, halting(world)),
             disks.detaching(),
             Step("rollback", work.rollback, _LONG),
             disks.attaching(),
@@ -225,7 +224,7 @@ class _Revert:
         with call.store.read() as tx:
             stopped = sandboxes.get(tx, vmid).state is _S.STOPPED
         if not stopped and call.outputs["look"].get("works") is True:
-            halt(self._world, vmid)
+            halt(self._world, call)
         if not stopped:
             self._world.hypervisor.stop(vmid, owner=self._world.installation)
             unfence(self._world, vmid)

@@ -8,10 +8,9 @@ from agentlab.engine.step import Call, Operation, Output, Result, Step
 from agentlab.errors import Conflict
 from agentlab.model.sandbox import Sandbox, SandboxState
 from agentlab.model.workspace import Workspace
-from agentlab.operations.boot import Boot
 from agentlab.operations.context import World
 from agentlab.operations.sandbox_destroy import ending
-from agentlab.operations.sandbox_power import halt
+from agentlab.operations.sandbox_power import halt, halting
 from agentlab.operations.turn import is_gone, turn
 from agentlab.operations.workspace_hold import refuse_awaited
 from agentlab.operations.workspace_turn import refuse_made, workspace_turn
@@ -21,7 +20,6 @@ from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
 
 STOP, DELETE = "session.stop", "session.delete"
-_GUEST = 150.0
 _QUICK = 60.0
 _POWERED = (SandboxState.READY, SandboxState.RUNNING, SandboxState.SUSPENDED,
             SandboxState.COMPLETED)  # fmt: skip
@@ -35,14 +33,14 @@ def stop(world: World) -> Operation:
 
     def shutdown(call: Call) -> Result:
         if not is_gone(call) and call.outputs["turn"].get("powered") is True:
-            halt(world, call.operation.vmid)
+            halt(world, call)
         return None
 
     return Operation(
         STOP,
         [
             turn(begin, absent_is_done=True),
-            Step("shutdown", shutdown, Boot(world).slow(_GUEST)),
+            Step("shutdown", shutdown, halting(world)),
             *ending(world),
         ],
     )

@@ -81,7 +81,7 @@ def attach(world: World) -> Operation:
             workspace_turn(begin),
             sandbox_turn(work.lease, undo=work.end_lease),
             Step("attach", work.plug, _PLUG, undo=work.unplug),
-            Step("mount", work.mount, guest_time(world), undo=work.unmount),
+            Step("mount", work.mount, mount_time(world), undo=work.unmount),
         ],
     )
 
@@ -151,7 +151,8 @@ class Attaching:
             workspace = live_workspace(tx, call.operation)
         if not running(self._world, vmid):
             return {"mounted": False}
-        return {"mounted": True, "made": work_mount.mount(self._world, workspace, vmid)}
+        made = work_mount.mount_in_time(self._world, call, workspace, vmid)
+        return {"mounted": True, "made": made}
 
     def unmount(self, call: Call) -> Result:
         if call.outputs[SANDBOX_TURN].get("had") is True:
@@ -183,6 +184,18 @@ def refuse_plugged(world: World, workspace: Workspace) -> None:
 def guest_time(world: World) -> Callable[[], float]:
     """A deadline for what a guest does; asked late, since the answer may take a KVM probe."""
     return lambda: _GUEST * world.hypervisor.capabilities.slowness
+
+
+def mount_time(world: World) -> Callable[[], float]:
+    """The deadline of a step with `mount_in_time`."""
+    answer = guest_time(world)
+    return lambda: answer() + work_mount.CHECK
+
+
+def unmount_time(world: World) -> Callable[[], float]:
+    """The deadline of a step with `unmount_in_time`."""
+    answer = guest_time(world)
+    return lambda: answer() + work_mount.WRITE
 
 
 def running(world: World, vmid: int) -> bool:
@@ -217,7 +230,7 @@ def detach(world: World) -> Operation:
         [
             workspace_turn(begin),
             sandbox_turn(may_detach),
-            Step("unmount", work.unmount, guest_time(world), undo=work.mount_again),
+            Step("unmount", work.unmount, unmount_time(world), undo=work.mount_again),
             Step("detach", work.unplug, _PLUG, undo=work.plug_again),
         ],
     )
@@ -241,7 +254,7 @@ class Detaching:
         with call.store.read() as tx:
             workspace = live_workspace(tx, call.operation)
         if running(self._world, vmid):
-            work_mount.unmount(self._world, workspace, vmid, force=force)
+            work_mount.unmount_in_time(self._world, call, workspace, vmid, force=force)
         return None
 
     def mount_again(self, call: Call) -> Result:

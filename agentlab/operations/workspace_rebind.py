@@ -18,7 +18,7 @@ from agentlab.operations import work_mount
 from agentlab.operations.boot import close_record, handed_over, is_off, unfence
 from agentlab.operations.context import World
 from agentlab.operations.provision import Provision
-from agentlab.operations.workspace_attach import guest_time, refuse_sandbox, running
+from agentlab.operations.workspace_attach import mount_time, refuse_sandbox, running, unmount_time
 from agentlab.operations.workspace_turn import (
     live_workspace,
     lock_sandbox,
@@ -43,11 +43,11 @@ def operation(world: World) -> Operation:
             workspace_turn(_begin),
             *Provision(world, handed_over, workspace=False).steps(),
             Step(_OLD, move.old_turn, _TURN),
-            Step("unmount", move.unmount, guest_time(world), undo=move.mount_again),
+            Step("unmount", move.unmount, unmount_time(world), undo=move.mount_again),
             Step("detach", move.unplug, _PLUG, undo=move.plug_again),
             Step("lease", move.lease, _PLUG, undo=move.lease_back),
             Step("attach", move.plug, _PLUG, undo=move.unplug_new),
-            Step("mount", move.mount, guest_time(world), undo=move.unmount_new),
+            Step("mount", move.mount, mount_time(world), undo=move.unmount_new),
             Step("destroy_old", move.destroy_old, _END, no_return=True, applies=_destroys),
         ],
     )
@@ -132,7 +132,8 @@ class _Move:
         vmid, _ = _old(call)
         if not _gone(call) and running(self._world, vmid):
             force = call.operation.input.get("force") is True
-            work_mount.unmount(self._world, self._workspace(call), vmid, force=force)
+            workspace = self._workspace(call)
+            work_mount.unmount_in_time(self._world, call, workspace, vmid, force=force)
         return None
 
     def mount_again(self, call: Call) -> Result:
@@ -203,7 +204,8 @@ class _Move:
         return None
 
     def mount(self, call: Call) -> Result:
-        work_mount.mount(self._world, self._workspace(call), call.operation.vmid)
+        vmid = call.operation.vmid
+        work_mount.mount_in_time(self._world, call, self._workspace(call), vmid)
         return None
 
     def unmount_new(self, call: Call) -> Result:
