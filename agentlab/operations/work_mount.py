@@ -76,7 +76,7 @@ def let_go(world: World, sandbox: Sandbox) -> None:
     with world.store.read() as tx:
         held = workspaces.held_by(tx, sandbox.id)
     if held is not None:
-        _unmount_if_it_answers(world, sandbox.vmid)
+        _unmount_if_it_answers(world, sandbox.vmid, sandbox.tap)
 
 
 def let_go_of(world: World, vmid: int) -> None:
@@ -87,13 +87,28 @@ def let_go_of(world: World, vmid: int) -> None:
                 _unmount_if_it_answers(world, vmid)
 
 
-def _unmount_if_it_answers(world: World, vmid: int) -> None:
+def run_on(world: World, vmid: int, tap: str) -> None:
+    """Has a paused machine run on; Conflict, before it does, where our rules do not see its tap.
+
+    Somebody may have moved it meanwhile.  Without a tap's name only its node is looked at.
+    """
+    if tap and world.hypervisor.capabilities.makes_taps:
+        try:
+            world.check_port(tap)
+        except Conflict:
+            machine = world.hypervisor.status(vmid)
+            if machine is not None and machine.power is not Power.STOPPED:
+                raise  # else that is why there is no tap, and the hypervisor says so
+    world.hypervisor.resume(vmid, owner=world.installation)
+
+
+def _unmount_if_it_answers(world: World, vmid: int, tap: str = "") -> None:
     with contextlib.suppress(AgentLabError):
         machine = world.hypervisor.status(vmid)
         if machine is None or machine.power is Power.STOPPED:
             return
         if machine.power is Power.PAUSED:  # a guest that stands still writes nothing
-            world.hypervisor.resume(vmid, owner=world.installation)
+            run_on(world, vmid, tap)
         _ask(world, vmid, ["unmount", "--force"], _LET_GO)
 
 
