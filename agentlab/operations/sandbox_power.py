@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from agentlab.engine.step import Call, Operation, Output, Result, Step
-from agentlab.errors import Conflict, NotFound
+from agentlab.errors import Busy, Conflict, NotFound
 from agentlab.hypervisor.base import Power
 from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxEvent
 from agentlab.operations import admit
 from agentlab.operations.boot import Boot, handed_over, is_off, unfence
 from agentlab.operations.context import World
 from agentlab.operations.turn import turn
-from agentlab.operations.work_mount import WRITE, let_go, write_out_held
+from agentlab.operations.work_mount import WRITE, let_go, run_on, write_out_held
 from agentlab.store import sandboxes
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
@@ -97,9 +97,8 @@ def halt(world: World, call: Call) -> None:
         machine = hypervisor.status(vmid)
         if machine is None:
             raise NotFound(f"no VM {vmid}")
-        if machine.power is Power.PAUSED:  # a guest that stands still cannot power off
-            hypervisor.resume(vmid, owner=owner)
-        if not hypervisor.shutdown(vmid, owner=owner, timeout=patience):
+        fenced = machine.power is not Power.PAUSED or _runs_on(world, sandbox)
+        if not fenced or not hypervisor.shutdown(vmid, owner=owner, timeout=patience):
             let_go(world, sandbox, operation=call.operation.id)
             hypervisor.stop(vmid, owner=owner)
     except NotFound as gone:
@@ -107,6 +106,20 @@ def halt(world: World, call: Call) -> None:
             f"cannot stop sandbox {vmid}: its VM is gone",
             hint=f"agentlab sandbox destroy --force {vmid}",
         ) from gone
+
+
+def _runs_on(world: World, sandbox: Sandbox) -> bool:
+    """Has a paused guest run on, since one that stands still cannot power off.
+
+    False where it would run without its rules.
+    """
+    try:
+        run_on(world, sandbox.vmid, sandbox.tap)
+    except Busy:
+        raise
+    except Conflict:
+        return False
+    return True
 
 
 def pause(world: World) -> Operation:
@@ -125,7 +138,9 @@ def resume(world: World) -> Operation:
 
     def act(call: Call) -> Result:
         vmid = call.operation.vmid
-        world.hypervisor.resume(vmid, owner=world.installation)
+        with call.store.read() as tx:
+            tap = sandboxes.get(tx, vmid).tap
+        run_on(world, vmid, tap)
 
         def write(tx: Tx) -> Output:
             used = sandboxes.get(tx, vmid).used

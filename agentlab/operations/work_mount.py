@@ -23,7 +23,7 @@ from agentlab.log import one_line
 from agentlab.model.sandbox import Sandbox
 from agentlab.model.workspace import Workspace
 from agentlab.operations.context import World
-from agentlab.store import events, workspaces
+from agentlab.store import events, sandboxes, workspaces
 
 RUNNER = "/usr/local/bin/agentlab"
 # Seconds that a guest has, besides what its step has anyway: to write out before it loses its
@@ -209,13 +209,33 @@ def _unmount_if_it_answers(world: World, vmid: int) -> str:
     return one_line(str(said.get("detail", "")))[:_MOST_SAID] or "the guest does not say why"
 
 
+def run_on(world: World, vmid: int, tap: str) -> None:
+    """Has a paused machine run on; Conflict, before it does, where our rules do not see its tap.
+
+    Somebody may have moved it meanwhile.  Without a tap's name only its node is looked at.
+    """
+    if tap and world.hypervisor.capabilities.makes_taps:
+        try:
+            world.check_port(tap)
+        except Conflict:
+            machine = world.hypervisor.status(vmid)
+            if machine is not None and machine.power is not Power.STOPPED:
+                raise  # else that is why there is no tap, and the hypervisor says so
+    world.hypervisor.resume(vmid, owner=world.installation)
+
+
 def _goes_on(world: World, vmid: int) -> bool:
-    """Whether the machine has power; a guest that stands still writes nothing, so it is let go on."""
+    """Whether the machine has power; a guest that stands still writes nothing, so it runs on.
+
+    Conflict where it would run without its rules.
+    """
     machine = world.hypervisor.status(vmid)
     if machine is None or machine.power is Power.STOPPED:
         return False
     if machine.power is Power.PAUSED:
-        world.hypervisor.resume(vmid, owner=world.installation)
+        with world.store.read() as tx:
+            sandbox = sandboxes.find(tx, vmid)
+        run_on(world, vmid, sandbox.tap if sandbox is not None else "")
     return True
 
 

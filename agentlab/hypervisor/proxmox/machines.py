@@ -338,12 +338,7 @@ class ProxmoxMachines(Part):
         if tagged_owner(found.config.get("tags"), vmid) != owner.lower():
             raise Conflict(f"cannot start VM {vmid}: it was never configured")
         refuse_dead(found, self._inventory, f"cannot start VM {vmid}")
-        if self._settings.node and found.node != self._settings.node:
-            raise Conflict(
-                f"cannot start VM {vmid}: it is on node {found.node}, and the rules that fence "
-                f"it are in place on node {self._settings.node} only",
-                hint=f"migrate it: qm migrate {vmid} {self._settings.node}, as root on {found.node}",
-            )
+        self._need_rules(found, "start")
         try:
             self._api.act(
                 "POST",
@@ -358,6 +353,16 @@ class ProxmoxMachines(Part):
         except ReplyLost:
             if self._power(found.node, vmid) is not Power.RUNNING:
                 raise
+
+    def _need_rules(self, found: Found, verb: str) -> None:
+        """Conflict on a node whose rules are not ours: there it gets no power, paused or not."""
+        vmid, node = found.vmid, self._settings.node
+        if node and found.node != node:
+            raise Conflict(
+                f"cannot {verb} VM {vmid}: it is on node {found.node}, and the rules that fence "
+                f"it are in place on node {node} only",
+                hint=f"migrate it: qm migrate {vmid} {node}, as root on {found.node}",
+            )
 
     def shutdown(self, vmid: int, *, owner: str, timeout: float) -> bool:
         found = self._inventory.ours(vmid, owner, "shut down")
@@ -413,6 +418,8 @@ class ProxmoxMachines(Part):
             power = self._power(found.node, vmid)
             if power is Power.STOPPED:
                 raise Conflict(f"cannot {verb} VM {vmid}: it has no power")
+            if wanted is Power.RUNNING:
+                self._need_rules(found, verb)
             if power is wanted:
                 return
             if wanted is Power.RUNNING:

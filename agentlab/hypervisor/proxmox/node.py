@@ -28,6 +28,10 @@ from agentlab.hypervisor.qemu_img import Progress
 _DESTROY = 600.0
 _MIB = 1 << 20
 _LOCAL = Path("/etc/pve/local")  # a link to nodes/<this node>
+NODES = Path("/etc/pve/nodes")
+_DRIVE = re.compile(
+    r"(?:scsi|virtio|sata|ide|efidisk|tpmstate|mp|rootfs)\d*:\s*(?P<volume>[^,\s]+)"
+)
 _SNAPSHOT = re.compile(r"[A-Za-z][A-Za-z0-9_-]{1,39}")
 
 
@@ -96,6 +100,24 @@ class NodeTools:
         if not isinstance(answer, list) or not all(isinstance(each, dict) for each in answer):
             raise Unavailable(f"{what}: pvesh gave no list")
         return answer
+
+    def holders(self, volid: str) -> list[int]:
+        """VMs and containers of the cluster that have a volume, whosever they are.
+
+        By the cluster's own files, which show what no right of a token hides.  Without them: none.
+        """
+        files = [*NODES.glob("*/qemu-server/*.conf"), *NODES.glob("*/lxc/*.conf")]
+        found = []
+        for file in files:
+            try:
+                text = file.read_text(errors="replace")
+            except FileNotFoundError:
+                continue  # destroyed or moved meanwhile
+            except OSError as error:
+                raise Unavailable(f"cannot read who has volume {volid}: {error}") from error
+            if names_volume(text, volid):
+                found.append(int(file.stem))
+        return sorted(found)
 
     def check(self, storage: Storage, volume: str, verb: Verb) -> None:
         """Raises what `plan_volume_tool` does, and does nothing."""
@@ -278,6 +300,21 @@ class NodeTools:
             snapshots = image_files.info(plan, what).get("snapshots", [])
             return [str(entry["name"]) for entry in snapshots]
         return zfs.names(plan, what) if plan.tool == "zfspool" else lvm.names(plan, what)
+
+
+def names_volume(config: str, volid: str) -> bool:
+    """Whether a machine's file attaches a volume, now or when a change that waits is made.
+
+    By its last name, whatever the storage is called there, or the path that leads to it.
+    """
+    section, name = "", volid.rpartition(":")[2].rpartition("/")[2]
+    for line in config.splitlines():
+        if line.startswith("["):
+            section = line.strip()
+        drive = _DRIVE.match(line) if section in ("", "[PENDING]") else None
+        if drive and re.split("[:/]", drive["volume"])[-1] == name:
+            return True
+    return False
 
 
 def _disk(plan: Plan) -> tuple[str, str]:

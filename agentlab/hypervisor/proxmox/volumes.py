@@ -112,7 +112,11 @@ class ProxmoxVolumes(Part):
         ]
 
     def _holders(self, volid: str, owner: str) -> list[int]:
-        return [vmid for vmid, held in self._holdings(owner) if volid in held]
+        """Ours, and where we are root on the node, those of anybody."""
+        found = [vmid for vmid, held in self._holdings(owner) if volid in held]
+        if self._tools.available_on(self._node):
+            found += [vmid for vmid in self._tools.holders(volid) if vmid not in found]
+        return found
 
     def _holdings(self, owner: str) -> Iterator[tuple[int, set[str]]]:
         """Machines and the volumes that each has; one that is destroyed meanwhile has none."""

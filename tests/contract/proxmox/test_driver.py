@@ -495,6 +495,13 @@ def test_a_machine_that_somebody_migrated_is_found_and_not_started(
     assert (seen.node, seen.owner) == ("pve2", OWNER)
     with pytest.raises(Conflict, match="on node pve2, and the rules"):
         proxmox.hypervisor.start(1012, owner=OWNER)
+    with proxmox.served.paused() as node:
+        node.vm(1012).status, node.vm(1012).qmpstatus = "running", "paused"
+    with pytest.raises(Conflict, match="cannot resume VM 1012: it is on node pve2, and the rules"):
+        proxmox.hypervisor.resume(1012, owner=OWNER)
+    alone = proxmox.hypervisor.status(1012)
+    assert alone is not None
+    assert alone.power is Power.PAUSED
     proxmox.hypervisor.destroy(1012, owner=OWNER)
     assert vmids(proxmox) == []
 

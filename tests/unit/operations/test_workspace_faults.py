@@ -70,6 +70,21 @@ def test_a_lease_that_ends_while_it_is_paused(bench: WorkBench) -> None:
     assert bench.volume().fs == "clean"
 
 
+def test_a_lease_that_ends_while_it_is_paused_where_the_rules_do_not_see_it(
+    bench: WorkBench,
+) -> None:
+    hypervisor = bench.hypervisor
+    hypervisor.capabilities = dataclasses.replace(hypervisor.capabilities, makes_taps=True)
+    bench.make()
+    box = bench.new(workspace="work")
+    bench.act(PAUSE, box)
+    hypervisor.calls.clear()
+    bench.fence.elsewhere = [Conflict("the tap is not on this host")]
+    assert expire(bench, box.vmid).state == "done"
+    assert "resume" not in hypervisor.calls
+    assert bench.volume().fs == "dirty"  # its journal has it
+
+
 def test_a_destroy_while_nobody_can_tell_what_has_power(bench: WorkBench) -> None:
     bench.make()
     box = bench.new(workspace="work")

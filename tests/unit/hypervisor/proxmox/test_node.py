@@ -559,6 +559,35 @@ def _until(check: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+# --- who has a volume, by the cluster's own files ---
+
+
+def test_a_volume_is_found_in_whatever_machine_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "vm-990001-agentlab-lab"
+    machines = {
+        "pve1/qemu-server/150": f"name: rescue\nscsi5: local:990001/{name}.qcow2,size=1G\n",
+        "pve2/qemu-server/151": f"cores: 1\n[PENDING]\nvirtio3: local:990001/{name}.qcow2\n",
+        "pve2/qemu-server/152": f"sata0: /var/lib/vz/images/990001/{name}.qcow2,size=1G\n",
+        "pve1/lxc/153": f"mp0: local:990001/{name}.qcow2,mp=/mnt\n",
+        # not attached
+        "pve1/qemu-server/160": f"unused0: local:990001/{name}.qcow2\n",
+        "pve1/qemu-server/161": f"scsi0: x:1\n[before]\nscsi1: local:990001/{name}.qcow2\n",
+        "pve1/qemu-server/162": f"#scsi1: local:990001/{name}.qcow2\nname: {name}.qcow2\n",
+        "pve1/qemu-server/163": f"scsi1: local:990001/{name}-b.qcow2\n",
+    }
+    for path, text in machines.items():
+        file = tmp_path / f"{path}.conf"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    monkeypatch.setattr(node, "NODES", tmp_path)
+    assert NodeTools("pve1").holders(f"local:990001/{name}.qcow2") == [150, 151, 152, 153]
+    assert NodeTools("pve1").holders("local:vm-7-x") == []
+    monkeypatch.setattr(node, "NODES", tmp_path / "absent")
+    assert NodeTools("pve1").holders(f"local:990001/{name}.qcow2") == []
+
+
 # --- qcow2 files, for real ---
 
 
