@@ -43,6 +43,7 @@ _WRITE_LAST = (
 _WRITE_LIMIT = 64 << 10
 _STDIN_LIMIT = 45_000  # bytes; 60,000 characters of base64, below the agent call's 64 KiB
 _ANSWER = 15.0
+_LOOK = 10.0  # for a look at a file, which takes the agent a moment
 _FIRST_POLL, _SLOWEST_POLL = 0.05, 1.0
 
 
@@ -50,32 +51,31 @@ class ProxmoxGuest(Part):
     """Implements `base.Guest`."""
 
     def ready(self, vmid: int, spec: MachineSpec) -> bool:
-        path = self._path(vmid)
+        node, nic = self._node_of(vmid), spec.nic
         try:
-            if not self._runner_is_up(path, vmid):
-                return False
-            nic = spec.nic
             return any(
                 interface.mac == nic.mac and nic.address.ip in interface.addresses
-                for interface in self._interfaces(path, vmid)
-            )
+                for interface in self._interfaces(_path(node, vmid), vmid)
+            ) and self._runner_is_up(node, vmid)
         except NoSuchVM:
             self._inventory.forget(vmid)
             return False
-        except (Unavailable, NotRunning, Refused):
+        except (Unavailable, NotRunning, Refused, DeadlineExceeded):
             return False
 
-    def _runner_is_up(self, path: str, vmid: int) -> bool:
-        """Whether the runner waits for its job; it makes this file when cloud-init is through."""
-        what = f"cannot look into VM {vmid}"
-        try:
-            self._api.get(f"{path}/agent/file-read", what=what, file=READY)
-        except Refused:
-            return False  # no such file yet
-        return True
+    def _runner_is_up(self, node: str, vmid: int) -> bool:
+        """Whether the runner waits for its job; it makes this file when cloud-init is through.
+
+        Not by `file-read`: Proxmox reads on until the agent says that the file is at its end, so
+        that a hostile one keeps a worker of pvedaemon for ever (PVE/API2/Qemu/Agent.pm).
+        """
+        words, what = ["/bin/sh", "-c", 'test -e "$0"', READY], f"cannot look into VM {vmid}"
+        deadline = Deadline.after(_LOOK)
+        started = self._begin_exec(node, vmid, words, "", what, deadline)
+        return self._end_exec(_path(node, vmid), started, what, deadline).status == 0
 
     def ping(self, vmid: int) -> bool:
-        path = self._path(vmid)
+        path = _path(self._node_of(vmid), vmid)
         try:
             self._api.change(
                 "POST", f"{path}/agent/ping", what=f"cannot ping the agent of VM {vmid}"
@@ -85,7 +85,7 @@ class ProxmoxGuest(Part):
         return True
 
     def interfaces(self, vmid: int) -> Sequence[GuestInterface]:
-        return self._interfaces(self._path(vmid), vmid)
+        return self._interfaces(_path(self._node_of(vmid), vmid), vmid)
 
     def _interfaces(self, path: str, vmid: int) -> Sequence[GuestInterface]:
         what = f"cannot read the interfaces of VM {vmid}"
@@ -150,16 +150,23 @@ class ProxmoxGuest(Part):
         self, found: Found, words: Sequence[str], stdin: str, what: str, deadline: Deadline
     ) -> ExecResult:
         """Sent again after a lost reply: the script sees to it that nothing runs twice."""
+        started = self._begin_exec(found.node, found.vmid, words, stdin, what, deadline)
+        return self._end_exec(found.path, started, what, deadline)
+
+    def _begin_exec(
+        self, node: str, vmid: int, words: Sequence[str], stdin: str, what: str, deadline: Deadline
+    ) -> ExecResult | int:
         with self._api.about(what):
-            started = self._api.transport.guest_exec(
-                found.node, found.vmid, words, stdin, timeout=max(deadline.left, 1.0)
+            return self._api.transport.guest_exec(
+                node, vmid, words, stdin, timeout=max(deadline.left, 1.0)
             )
+
+    def _end_exec(
+        self, path: str, started: ExecResult | int, what: str, deadline: Deadline
+    ) -> ExecResult:
         if isinstance(started, ExecResult):
             return started
-        return self._await(found, started, what, deadline)
-
-    def _await(self, found: Found, pid: int, what: str, deadline: Deadline) -> ExecResult:
-        path, pause = f"{found.path}/agent/exec-status", _FIRST_POLL
+        path, pid, pause = f"{path}/agent/exec-status", started, _FIRST_POLL
         while True:
             try:
                 # not `get`: its answer can be had once only, so it is not asked for again blindly
@@ -179,11 +186,15 @@ class ProxmoxGuest(Part):
             time.sleep(min(pause, max(deadline.left, 0.01)))
             pause = min(pause * 1.5, _SLOWEST_POLL)
 
-    def _path(self, vmid: int) -> str:
+    def _node_of(self, vmid: int) -> str:
         node = self._inventory.node_of(vmid)
         if node is None:
             raise NotFound(f"cannot talk to VM {vmid}: there is no such VM")
-        return f"/nodes/{node}/qemu/{vmid}"
+        return node
+
+
+def _path(node: str, vmid: int) -> str:
+    return f"/nodes/{node}/qemu/{vmid}"
 
 
 def parse_exec(answer: object, what: str) -> ExecResult | None:

@@ -235,20 +235,16 @@ class Inventory:
     def need_volumes(self, storage: str) -> None:
         """What shows all volumes of ours on a storage; without it lists are silently shorter.
 
-        PVE::Storage check_volume_access, of which a volume's VMID is no machine's, so of no pool.
+        PVE::Storage check_volume_access shows them by VM.Config.Disk on their VMIDs as well, but
+        nothing else lets us free them (PVE::API2::Storage::Content).
         """
-        path, vms = f"/storage/{storage}", f"/vms/{self._settings.volume_vmids.start}"
-
-        def enough(given: Granted) -> bool:
-            return holds(given, path, "Datastore.Allocate") or (
-                holds(given, path, "Datastore.Audit") and holds(given, vms, "VM.Config.Disk")
-            )
-
-        if not self._may(enough):
+        path = f"/storage/{storage}"
+        if not self._may(lambda given: holds(given, path, "Datastore.Allocate")):
             raise Denied(
                 f"cannot list the volumes of {storage}: the API token lacks Datastore.Allocate on "
                 f"{path}, so that volumes would seem to be gone",
-                hint=f"grant it there, or Datastore.Audit there and VM.Config.Disk on {vms}",
+                hint=f"give the token and its user the role PVEDatastoreAdmin on {path}; "
+                "see docs/how-to/workspaces.md",
             )
 
     def _may(self, enough: Callable[[Granted], bool]) -> bool:

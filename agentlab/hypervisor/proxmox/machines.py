@@ -39,12 +39,14 @@ from agentlab.hypervisor.proxmox.transport import (
     PowerdownTimeout,
     ReplyLost,
     Running,
+    VolumeExists,
 )
 
 T = TypeVar("T")
 
 _LONG = 3600.0  # seconds that a clone may take
 _LOOK_AGAIN = 0.5
+_FREE_THEM = "as root on the node: see `pvesm list`, and free what nobody needs with `pvesm free`"
 _FINISHED = 2.0  # between the end of a clone's task and the end of its lock
 
 
@@ -160,6 +162,13 @@ class ProxmoxMachines(Part):
                     ],
                     patience=_LONG,  # it keeps its turn until it ends
                 )
+            except VolumeExists as exists:  # our rights may have hidden it from the look before
+                if not self._adopt(place.template, vmid, owner):
+                    raise NotOurs(
+                        f"cannot take VMID {vmid}: there is a volume of a VM that is gone: "
+                        f"{exists.details.get('said', exists.message)}",
+                        hint=_FREE_THEM,
+                    ) from exists
             except Exists:
                 if not self._adopt(place.template, vmid, owner):
                     raise Busy(
@@ -177,7 +186,7 @@ class ProxmoxMachines(Part):
         if volumes and self._inventory.find(vmid) is None:
             raise NotOurs(
                 f"cannot take VMID {vmid}: there are volumes of a VM that is gone: {volumes[0]}",
-                hint="free them with pvesm when nobody needs them",
+                hint=_FREE_THEM,
                 details={"volumes": volumes[:10]},
             )
 

@@ -142,13 +142,21 @@ def surplus(config: Mapping[str, object], wanted: Mapping[str, object]) -> list[
 
 
 def past_the_fence(config: Mapping[str, object]) -> list[str]:
-    """Keys of a template that give its clones the host's own devices, files or programs."""
-    ways = re.compile(r"hostpci\d+|usb\d+|virtiofs\d+|parallel\d+|args|hookscript")
+    """Keys of a template that give its clones the host's own devices, files, memory or programs.
+
+    Memory by `ivshmem` is shared by all that name it, so by all clones.
+    """
+    ways = re.compile(r"hostpci\d+|usb\d+|virtiofs\d+|parallel\d+|ivshmem|args|hookscript")
     found = [key for key in config if ways.fullmatch(key)]
     found += [
         key
         for key, value in config.items()
         if re.fullmatch(r"serial\d+", key) and str(value).startswith("/")
+    ]
+    found += [
+        drive.key
+        for drive in parse_drives(config)
+        if drive.volid == "cdrom" or drive.volid.startswith("/")
     ]
     return sorted(found)
 

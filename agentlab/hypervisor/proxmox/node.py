@@ -8,19 +8,17 @@ a time is done to one volume, and it is attached nowhere: that is for the caller
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from agentlab.errors import Conflict, Invalid, Unavailable
 from agentlab.hypervisor import fsck
 from agentlab.hypervisor.base import VolumeCheck
 from agentlab.hypervisor.proxmox import image_files, lvm, tool, zfs
-from agentlab.hypervisor.proxmox.names import parse_disks
 from agentlab.hypervisor.proxmox.storage_plan import Plan, Storage, Verb, plan_volume_tool
 from agentlab.hypervisor.proxmox.transport import Exists, NoSuchSnapshot, NoSuchVM, NoSuchVolume
 from agentlab.hypervisor.qemu_img import Progress
@@ -79,27 +77,6 @@ class NodeTools:
         """Frees a volume that no configuration names.  Absent: returns."""
         with contextlib.suppress(NoSuchVolume):
             tool.do(["pvesm", "free", volid], f"cannot free volume {volid}", timeout=_DESTROY)
-
-    def storages(self) -> list[str]:
-        """The storages for disk images that are active here, whatever a token may see."""
-        listed = self._get(f"/nodes/{self._node}/storage", "--content", "images", "--enabled", "1")
-        return [str(each["storage"]) for each in listed if str(each.get("active", 1)) == "1"]
-
-    def disks_of(self, vmid: int, storage: str) -> list[str]:
-        """The disk images on a storage that carry this VMID, whatever a token may see."""
-        path = f"/nodes/{self._node}/storage/{storage}/content"
-        return parse_disks(self._get(path, "--vmid", str(vmid), "--content", "images"), vmid)
-
-    def _get(self, path: str, *options: str) -> list[dict[str, Any]]:
-        what = f"cannot read {path}"
-        said = tool.do(["pvesh", "get", path, *options, "--output-format", "json"], what)
-        try:
-            answer = json.loads(said)
-        except ValueError as error:
-            raise Unavailable(f"{what}: pvesh said what is not JSON") from error
-        if not isinstance(answer, list) or not all(isinstance(each, dict) for each in answer):
-            raise Unavailable(f"{what}: pvesh gave no list")
-        return answer
 
     def holders(self, volid: str) -> list[int]:
         """VMs and containers of the cluster that have a volume, whosever they are.

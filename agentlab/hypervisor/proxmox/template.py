@@ -31,6 +31,7 @@ from agentlab.errors import (
 )
 from agentlab.hypervisor.base import TemplateReport
 from agentlab.hypervisor.files import wait_lock
+from agentlab.hypervisor.proxmox import root_view
 from agentlab.hypervisor.proxmox.check import check_template
 from agentlab.hypervisor.proxmox.inventory import Found, Inventory, Resources
 from agentlab.hypervisor.proxmox.names import check_owner, parse_storages, root_drive
@@ -284,7 +285,7 @@ class Templates:
     def _create(self, order: Order, storage: str) -> int:
         """Makes the VM under the first VMID that is free, with its mark; its VMID."""
         taken = set(self._inventory.resources("vm").guests)
-        storages = self._tools.storages()
+        storages = root_view.image_storages(self._settings.node)
         for vmid in range(order.first, order.first + _TRIES):
             if vmid in taken or vmid in self._settings.vmids:
                 continue
@@ -295,7 +296,7 @@ class Templates:
             path, what = f"/nodes/{self._settings.node}/qemu", f"cannot make VM {vmid}"
             try:
                 self._api.get("/cluster/nextid", what=f"cannot look up VMID {vmid}", vmid=vmid)
-                if any(self._tools.disks_of(vmid, each) for each in storages):
+                if any(root_view.disks_of(vmid, self._settings.node, each) for each in storages):
                     continue  # of a VM that is gone, or of another cluster
                 self._api.act("POST", path, params, what=what, patience=_LONG)
             except Exists:
@@ -339,7 +340,7 @@ class Templates:
             self._tools.unlock(found.vmid)
         named = {str(value).partition(",")[0] for value in found.config.values()}
         for storage in parse_storages(found.config.get("description")) if here else ():
-            for volid in self._tools.disks_of(found.vmid, storage):
+            for volid in root_view.disks_of(found.vmid, found.node, storage):
                 if volid not in named:
                     self._prove(found, mark)
                     self._tools.free(volid)

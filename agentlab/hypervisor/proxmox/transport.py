@@ -97,6 +97,10 @@ class Exists(Conflict):
     """The VMID, snapshot or volume is taken; by whom, only a look can tell."""
 
 
+class VolumeExists(Exists):
+    """The name of the volume is taken, under whichever VMID it stands for."""
+
+
 class Running(Conflict):
     """The machine has power, and should not have."""
 
@@ -188,10 +192,10 @@ TEXTS: tuple[Text, ...] = (
     Text(r"VM \d+ already exists", Exists),
     # of another node, or of a container: clone looks for a file of its own node alone
     Text(r"atomic file '[^']*/\d+\.conf' failed: File exists", Exists),
-    Text(r"disk image '[^']*' already exists", Exists),
+    Text(r"disk image '[^']*' already exists", VolumeExists),
     Text(
         r'Logical Volume "[^"]*" already exists|dataset already exists|\(17\) File exists',
-        Exists,
+        VolumeExists,
         "a volume was left behind under this VMID; see `pvesm list`",
     ),
     Text(r"snapshot name '[^']*' already used", Exists),

@@ -18,6 +18,7 @@ from agentlab.hypervisor.proxmox import names
 from agentlab.hypervisor.proxmox.driver import ProxmoxHypervisor
 from agentlab.hypervisor.proxmox.node import NodeTools
 from agentlab.hypervisor.proxmox.rest import RestTransport, Tls
+from agentlab.hypervisor.proxmox.rights import Place, needed
 from agentlab.secret import Secret
 from tests.contract.bench import OWNER, STRANGER, ProxmoxBench, settings
 
@@ -116,6 +117,41 @@ def test_a_vmid_with_volumes_of_a_vm_that_is_gone_is_not_taken(proxmox: ProxmoxB
     assert vmids(proxmox) == []
     with proxmox.served.paused() as node:
         assert node.volumes_of(1012) == ["local:1012/vm-1012-disk-0.qcow2"]
+
+
+@pytest.mark.parametrize("kind", ["dir", "lvmthin"])
+def test_a_leftover_that_the_token_may_not_see_gives_the_vmid_up_at_once(
+    proxmox_api: ProxmoxBench, kind: str
+) -> None:
+    """With rights on a pool no volume of a VM that is gone is listed; the clone finds it there."""
+    token, value = "lab@pve!pool", "01234567-89ab-cdef-0123-456789abcdef"
+    sandboxes = {right.privilege for right in needed(8) if right.place is Place.SANDBOXES}
+    name = "vm-1012-cloudinit" if kind == "lvmthin" else "1012/vm-1012-cloudinit.qcow2"
+    with proxmox_api.served.paused() as node:
+        if kind == "lvmthin":
+            node.add_block_storage("thin", kind, vgname="pve")
+            node.make_template(9100, "thin-template", storage="thin", size=1 << 30)
+        storage, template = ("thin", 9100) if kind == "lvmthin" else ("local", 9000)
+        node.storages[storage]["volumes"][name] = {
+            "content": "images", "format": "raw", "size": 4 << 20, "vmid": 1012, "ctime": 1,
+        }  # fmt: skip
+        node.apitokens[token] = value
+        node.pools["lab"] = set()
+        node.grant(token, "/pool/lab", *sandboxes)
+        node.grant(token, f"/vms/{template}", "VM.Audit", "VM.Clone")
+        node.grant(token, f"/storage/{storage}", "Datastore.AllocateSpace", "Datastore.Audit")
+        node.grant(token, "/sdn/zones/localnetwork/vmbr1", "SDN.Use")
+        called = node.vm(template).name
+    served, secret = proxmox_api.served, Secret(f"{token}={value}")
+    with closing(RestTransport(served.url, secret, Tls(served.ca))) as transport:
+        poor = ProxmoxHypervisor(transport, settings(served, pool="lab"), NodeTools(""))
+        with pytest.raises(NotOurs, match="already exists") as told:
+            poor.clone(called, 1012, name="box", owner=OWNER)
+        assert "pvesm" in told.value.hint
+        poor.clone(called, 1013, name="box", owner=OWNER)
+    assert vmids(proxmox_api) == [1013]
+    with proxmox_api.served.paused() as node:
+        assert node.volumes_of(1012) == [f"{storage}:{name}"]
 
 
 FILES = ("snippets/x.yaml", "import/debian.qcow2", "backup/vzdump-qemu-1012-2026_11_29.vma")

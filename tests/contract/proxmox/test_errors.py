@@ -50,15 +50,17 @@ JOB = (
     ("GET", "/cluster/resources"), ("GET", "/access/permissions"), ("GET", f"{NODE}/network"),
     ("GET", STORAGE), ("POST", f"{VM}/clone"), ("GET", f"{VM}/config"), ("PUT", f"{VM}/config"),
     ("PUT", f"{VM}/resize"), ("POST", f"{VM}/status/start"), ("GET", f"{VM}/status/current"),
-    ("GET", f"{NODE}/tasks/{{upid}}/status"), ("GET", f"{VM}/agent/file-read"),
-    ("GET", f"{VM}/agent/network-get-interfaces"), ("POST", f"{VM}/agent/exec"),
-    ("GET", f"{VM}/agent/exec-status"), ("POST", f"{VM}/status/stop"), ("DELETE", VM),
+    ("GET", f"{NODE}/tasks/{{upid}}/status"), ("GET", f"{VM}/agent/network-get-interfaces"),
+    ("POST", f"{VM}/agent/exec"), ("GET", f"{VM}/agent/exec-status"), ("POST", f"{VM}/status/stop"),
+    ("DELETE", VM),
 )  # fmt: skip
 OTHERS = (
     ("POST", f"{VM}/status/shutdown"), ("POST", f"{VM}/status/suspend"),
     ("POST", f"{VM}/status/resume"), ("POST", f"{VM}/snapshot"), ("GET", f"{VM}/snapshot"),
     ("POST", f"{VM}/snapshot/{{snapname}}/rollback"), ("DELETE", f"{VM}/snapshot/{{snapname}}"),
     ("GET", f"{NODE}/tasks"), ("POST", f"{VM}/agent/ping"), ("GET", "/cluster/nextid"),
+    # a job meets these when it looks whether its guest is ready, not when it gives it the task
+    ("POST", f"{VM}/agent/exec"), ("GET", f"{VM}/agent/exec-status"),
     ("GET", "/storage"), ("GET", f"{NODE}/storage"), ("POST", STORAGE),
     ("DELETE", f"{STORAGE}/{{volume}}"), ("GET", f"{NODE}/tasks/{{upid}}/log"),
 )  # fmt: skip
@@ -333,6 +335,7 @@ def one_verb(served: Served, ours: Installation, method: str, template: str, err
         lambda: driver.volumes(owner=OWNER),
         lambda: driver.start(vmid, owner=OWNER),
         lambda: driver.ping(vmid),
+        lambda: driver.exec(vmid, ["/bin/true"], owner=OWNER, timeout=5),
         lambda: driver.pause(vmid, owner=OWNER),
         lambda: driver.resume(vmid, owner=OWNER),
         lambda: driver.shutdown(vmid, owner=OWNER, timeout=5),

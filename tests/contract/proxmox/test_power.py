@@ -146,6 +146,14 @@ def test_a_guest_counts_when_its_own_agent_tells_its_own_address(proxmox: Proxmo
     assert driver.ready(1012, spec)
 
 
+def test_a_guest_counts_when_its_runner_waits(proxmox: ProxmoxBench) -> None:
+    spec = started(proxmox)
+    for starting in (True, False):
+        with proxmox.served.paused() as node:
+            (node.guests.starting.add if starting else node.guests.starting.discard)(1012)
+        assert proxmox.hypervisor.ready(1012, spec) is not starting
+
+
 def test_an_agent_that_comes_and_goes_is_not_yet(proxmox: ProxmoxBench) -> None:
     spec = started(proxmox)
     for silent in (True, False, True, False):

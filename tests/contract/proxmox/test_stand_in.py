@@ -615,7 +615,6 @@ def test_the_interfaces_of_a_guest(one: Client) -> None:
     mac = one.data("GET", f"{QEMU}/1301/config")["net0"].split(",")[0].split("=")[1].lower()
     assert [each["hardware-address"] for each in found] == ["00:00:00:00:00:00", mac]
     assert found[1]["ip-addresses"][0]["ip-address"] == "10.0.0.5"
-    assert one.data("GET", f"{QEMU}/1301/agent/file-read", file="/run/agentlab/ready")
 
 
 # ----------------------------------------------------------------------------- faults and load

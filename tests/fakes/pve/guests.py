@@ -43,14 +43,15 @@ class SimulatedGuests:
     `run` plays every program: (vmid, argv, stdin) gives (exit status, stdout, stderr), or raises
     FileNotFoundError for a program that is missing.  It is called in a thread and may take its
     time.  `files` holds what file-read finds, by (vmid, path); `silent` the guests whose agent is
-    dead.  `interfaces` adds interfaces to every guest (docker0, …).
+    dead, `starting` those whose runner does not wait yet.  `interfaces` adds interfaces to every
+    guest (docker0, …).
     """
 
     boot_secs: float = 0.0
     run: Run = nothing_to_do
-    ready: str = ""
     files: dict[tuple[int, str], bytes] = field(default_factory=dict)
     silent: set[int] = field(default_factory=set)
+    starting: set[int] = field(default_factory=set)
     interfaces: list[dict[str, Any]] = field(default_factory=list)
     programs: list[tuple[int, list[str], str]] = field(default_factory=list)
     _processes: dict[tuple[int, int], _Process] = field(default_factory=dict)
@@ -106,7 +107,10 @@ class SimulatedGuests:
 
         def work() -> None:
             try:
-                process.status, process.out, process.err = self.run(vm.vmid, argv, stdin)
+                if argv[-1] == READY:
+                    process.status = 1 if vm.vmid in self.starting else 0
+                else:
+                    process.status, process.out, process.err = self.run(vm.vmid, argv, stdin)
             except BaseException as error:  # noqa: BLE001 - told below, or as a crash of the program
                 failed.append(error)
                 process.status, process.err = 128, repr(error)
@@ -141,13 +145,9 @@ class SimulatedGuests:
     def _file_read(self, vm: FakeVm, path: str) -> dict[str, Any]:
         """345 and 346."""
         content = self.files.get((vm.vmid, path))
-        if content is None and path == READY:
-            content = self.ready.encode()
         if content is None:
-            raise PveError(
-                500,
-                f"Agent error: failed to open file '{path}' (mode: 'r'): No such file or directory",
-            )
+            said = f"failed to open file '{path}' (mode: 'r'): No such file or directory"
+            raise PveError(500, f"Agent error: {said}")
         return {"bytes-read": len(content), "content": content.decode("latin-1")}
 
     def _file_write(self, vm: FakeVm, values: dict[str, Any]) -> None:

@@ -587,7 +587,19 @@ class Machines:
         return volid
 
     def _rename(self, volid: str, wanted: str) -> str:
-        volumes = self.storages[volume_ref(volid)[0]]["volumes"]
+        """523, and lvcreate's own words."""
+        sid, name = volume_ref(wanted)
+        store = self.storages[sid]
+        volumes = store["volumes"]
+        if name in volumes:
+            self._qm_free(volid)
+            if store.get("type") == "dir":
+                raise die(f"disk image '{self._base_path(sid)}/images/{name}' already exists")
+            where = f"{store.get('vgname', 'pve')}/{name}"
+            raise die(
+                f"lvcreate '{where}' error:   Logical Volume \"{name}\" already exists in volume "
+                f'group "{store.get("vgname", "pve")}"'
+            )
         volumes[volume_ref(wanted)[1]] = volumes.pop(volume_ref(volid)[1])
         return wanted
 

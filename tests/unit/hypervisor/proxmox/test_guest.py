@@ -9,12 +9,13 @@ import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
 import pytest
 
 from agentlab.errors import DeadlineExceeded, Invalid, NotFound, NotOurs, Unavailable
-from agentlab.hypervisor.base import ExecResult
+from agentlab.hypervisor.base import ExecResult, MachineSpec, Nic
 from agentlab.hypervisor.load import Gate
 from agentlab.hypervisor.proxmox import guest, tasks
 from agentlab.hypervisor.proxmox.guest import ProxmoxGuest, decode_output, parse_exec
@@ -26,6 +27,10 @@ from agentlab.hypervisor.proxmox.transport import ReplyLost, classify
 from tests.fakes.transport import ScriptedTransport
 
 OWNER = "lab"
+NIC = Nic(
+    "tap1012i0", "52:54:00:77:00:0c", IPv4Interface("10.77.0.12/16"), IPv4Address("10.77.0.1")
+)
+SPEC = MachineSpec("box", cores=1, memory=512, disk=2048, nic=NIC)
 
 
 @dataclass
@@ -44,7 +49,7 @@ class Guest(ScriptedTransport):
         if self.never:
             self.never -= 1
             raise ReplyLost("it never came")
-        words = [word.replace("/run/agentlab/exec", str(self.run / "exec")) for word in argv]
+        words = [word.replace("/run/agentlab", str(self.run)) for word in argv]
         done = subprocess.run(words, input=stdin.encode(), capture_output=True, check=False)
         self.ran += 1
         if self.lose:
@@ -66,6 +71,11 @@ class Guest(ScriptedTransport):
         return {"exited": 1, **ended, **text}
 
 
+def interface(mac: str, address: str) -> dict[str, object]:
+    told = {"ip-address": address, "ip-address-type": "ipv4", "prefix": 16}
+    return {"name": "eth0", "hardware-address": mac, "ip-addresses": [told]}
+
+
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Guest:
     monkeypatch.setattr(tasks.time, "sleep", lambda seconds: None)
@@ -76,6 +86,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Guest:
         "GET /cluster/nextid": ["1013"],
         "GET .*/config": [{"description": render_description(OWNER, 1012)}],
         "GET .*/agent/exec-status": [made.status],
+        "GET .*/agent/network-get-interfaces": [{"result": [interface(NIC.mac, str(NIC.address.ip))]}],
     }  # fmt: skip
     return made
 
@@ -128,6 +139,33 @@ def test_a_program_that_is_not_there(driver: ProxmoxGuest) -> None:
     with pytest.raises(Unavailable, match="no such program"):
         driver.exec(1012, ["/no/such/program"], owner=OWNER, timeout=9)
     assert driver.exec(1012, ["/bin/sh", "-c", "exit 125"], owner=OWNER, timeout=9).status == 125
+
+
+def test_a_guest_is_ready_when_its_runner_waits(
+    driver: ProxmoxGuest, machine: Guest, tmp_path: Path
+) -> None:
+    assert not driver.ready(1012, SPEC)
+    (tmp_path / "ready").touch()
+    assert driver.ready(1012, SPEC)
+    machine.answers["GET .*/agent/network-get-interfaces"] = [
+        {"result": [interface(NIC.mac, "10.77.9.9")]}
+    ]
+    assert not driver.ready(1012, SPEC)
+    assert machine.ran == 2, "a guest without its address is not asked for more"
+
+
+def test_a_guest_that_never_tells_how_it_ended_is_not_ready(
+    driver: ProxmoxGuest, machine: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its agent may be anybody's: each question is one that Proxmox puts to it once.
+
+    `file-read` is none: Proxmox reads on for as long as the agent says that there is more.
+    """
+    monkeypatch.setattr(guest, "_LOOK", 0.05)
+    for told in ({"exited": 0}, {"exited": 1, "exitcode": "x"}, [], classify("GET", 500, "odd")):
+        machine.answers["GET .*/agent/exec-status"] = [told]
+        assert not driver.ready(1012, SPEC)
+    assert machine.asked("GET", "file-read") == []
 
 
 def test_words_that_the_agent_dies_of(driver: ProxmoxGuest, machine: Guest) -> None:

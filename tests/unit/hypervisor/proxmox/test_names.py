@@ -135,8 +135,19 @@ def test_sizes(text: str, size: int) -> None:
 
 def test_what_would_reach_past_the_fence() -> None:
     config = {"hostpci0": "01:00", "usb1": "host=1", "virtiofs0": "x", "args": "-x", "net0": "virtio",
-              "hookscript": "local:snippets/x", "scsi0": "local:x", "usbless": "1"}  # fmt: skip
-    assert names.past_the_fence(config) == ["args", "hookscript", "hostpci0", "usb1", "virtiofs0"]
+              "hookscript": "local:snippets/x", "scsi0": "local:x", "usbless": "1",
+              "parallel0": "/dev/parport0", "serial0": "socket", "serial1": "/dev/ttyS0",
+              "ivshmem": "size=32,name=shared"}  # fmt: skip
+    assert names.past_the_fence(config) == [
+        "args", "hookscript", "hostpci0", "ivshmem", "parallel0", "serial1", "usb1", "virtiofs0",
+    ]  # fmt: skip
+
+
+def test_drives_that_are_the_hosts_own_would_reach_past_the_fence() -> None:
+    config = {"ide0": "cdrom,media=cdrom", "ide2": "none,media=cdrom", "sata0": "/dev/sr0,media=cdrom",
+              "ide1": "local:iso/debian.iso,media=cdrom", "scsi0": "local:9000/base-9000-disk-0.qcow2",
+              "scsi1": "file=/dev/disk/by-id/x,size=8G", "scsi2": "local:cloudinit"}  # fmt: skip
+    assert names.past_the_fence(config) == ["ide0", "sata0", "scsi1"]
 
 
 def test_the_root_disk() -> None:

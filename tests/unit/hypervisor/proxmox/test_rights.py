@@ -252,16 +252,18 @@ def test_volumes_that_a_token_may_not_see_are_not_gone(tmp_path: Path) -> None:
         volid = driver.allot(990000, 64, storage="local", owner="lab")
         with pytest.raises(Denied, match=r"lacks Datastore\.Allocate on /storage/local"):
             driver.volumes(owner="lab")
-        for path, privilege in (
-            ("/vms", "VM.Config.Disk"),
-            ("/storage/local", "Datastore.Allocate"),
-        ):
-            with served.paused() as paused:
-                acl = dict(paused.acl)
-                paused.grant(TOKEN, path, privilege)
-            assert [each.volid for each in driver.volumes(owner="lab")] == [volid]
-            with served.paused() as paused:
-                paused.acl = acl
+        with served.paused() as paused:  # which shows them, and lets nobody free them
+            paused.grant(TOKEN, "/vms", "VM.Config.Disk")
+        with pytest.raises(Denied, match=r"lacks Datastore\.Allocate on /storage/local") as told:
+            driver.check_storage("local")
+        assert "/storage/local" in told.value.hint
+        assert "VM.Config.Disk" not in told.value.hint
+        with served.paused() as paused:
+            paused.grant(TOKEN, "/storage/local", "Datastore.Allocate")
+        driver.check_storage("local")
+        assert [each.volid for each in driver.volumes(owner="lab")] == [volid]
+        driver.free(volid, owner="lab")
+        assert driver.volumes(owner="lab") == []
         transport.close()
 
 
