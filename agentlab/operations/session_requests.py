@@ -304,10 +304,13 @@ def branch(
 ) -> tuple[str, str]:
     """The session of a branch of this session: found, or forked; its name, and the operation or ""."""
     parse_branch(branch)
+    digest = digest_of("session.branch", name, branch, snapshot)
     with world.store.write() as tx:
-        return begin_branch(world, runner, tx, name, branch, snapshot, (key, digest_of(
-            "session.branch", name, branch, snapshot
-        )))  # fmt: skip
+        before = earlier(tx, key, digest)
+        if before is not None:  # also of a fork that failed, which has left no session
+            found = sessions.of_branch(tx, origin=name, branch=branch)
+            return found.name if found else free_name(tx, name, branch), before.id
+        return begin_branch(world, runner, tx, name, branch, snapshot, (key, digest))
 
 
 def begin_branch(
