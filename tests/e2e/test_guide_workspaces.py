@@ -1,17 +1,18 @@
 """The guide's lines about workspaces and sessions, run as written, in the order of its stories.
 
-Each line is printed with what it said (`-s` shows it).
+What each line said is in a file that is named at the end of the run (`-s` shows it, too).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.guide import WORKSPACES, Reader
+from tests.e2e.guide import WORKSPACES, Reader, bundled
 from tests.e2e.workspaces import Place, overwrite, volumes, workspace_laboratory
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -22,6 +23,7 @@ FSCK = "agentlab workspace fsck <workspace>"
 REPAIR = "agentlab workspace fsck <workspace> --repair"
 RESTORE = "agentlab workspace snapshot restore <workspace> <name>"
 STOP = "agentlab session stop <session>"
+DOCTOR = "agentlab session doctor <session> --out <path>"
 RESUME = "agentlab session resume <session>"
 FORK = "agentlab workspace fork <workspace> --name <new-workspace> --from-snapshot <name>"
 
@@ -42,8 +44,14 @@ class Story:
 @pytest.fixture(scope="module")
 def story(program: Path) -> Iterator[Story]:
     with workspace_laboratory(program) as place:
-        yield Story(place, Reader(place.lab, WORKSPACES))
+        yield Story(place, Reader(place.lab, WORKSPACES, "workspaces-local"))
         assert place.lab.warnings() == []
+
+
+@pytest.fixture(autouse=True)
+def tell(story: Story, request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    story.reader.tell(request.node)
 
 
 def test_workspace_filesystem_errors(story: Story) -> None:
@@ -95,6 +103,13 @@ def test_workspace_snapshot_restore_fails(story: Story) -> None:
     # a safe experiment without overwriting data
     story.say(FORK, workspace="fix", new_workspace="try", name="good")
 
+    # all that is known of it, in one file
+    bundle = place.lab.scratch / "fix.tar.gz"
+    story.say(DOCTOR, session="fix", path=str(bundle))
+    found = bundled(bundle)
+    assert json.loads(found["session.json"])["name"] == "fix"
+    assert '"error"' not in found["volume.json"]
+
     # it asks first
     story.say(RESTORE, 3, workspace="fix", name="good")
     story.say(RESTORE, workspace="fix", name="good", answer="y")
@@ -108,3 +123,8 @@ def test_workspace_snapshot_restore_fails(story: Story) -> None:
     place.run("workspace delete --yes try")
     place.run("session delete --yes --with-workspace fix")
     assert volumes(place.lab) == []
+
+
+def test_no_line_of_the_guide_was_left_out(story: Story) -> None:
+    """The last one: what stands above has run them all."""
+    assert story.reader.not_run() == []
