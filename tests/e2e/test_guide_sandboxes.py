@@ -1,6 +1,6 @@
 """The guide's lines about sandboxes, run as written, and the life that they belong to.
 
-Each line is printed with what it said (`-s` shows it).
+What each line said is in a file that is named at the end of the run (`-s` shows it, too).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.e2e.guide import Reader
+from tests.e2e.guide import SANDBOXES, Reader, bundled
 from tests.e2e.lab import Lab, laboratory
 from tests.e2e.proxmox import Node, proxmox_laboratory
 
@@ -46,22 +46,28 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
             lab = stack.enter_context(laboratory())
         lab.profile("demo", "true", memory=512 if node else 256)
         lab.start()
-        reader = Reader(lab)
-        print(f"\n\n===== hypervisor: {request.param} =====")
+        reader = Reader(lab, SANDBOXES, f"sandboxes-{request.param}")
         reader.run("agentlab template build debian-12")
 
         def remove(vmid: int) -> None:
             if node is None:
                 shutil.rmtree(lab.scratch / "data/machines" / str(vmid))
             else:
+                reader.is_run("qm destroy <vmid>")
+                reader.note(f"$ qm destroy {vmid}")
                 qm_destroy(lab, vmid)
 
         yield Place(lab, reader, remove, node)
 
 
+@pytest.fixture(autouse=True)
+def tell(place: Place, request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    place.reader.tell(request.node)
+
+
 def qm_destroy(lab: Lab, vmid: int) -> None:
     """The guide's `qm destroy <vmid>`."""
-    print(f"\n$ qm destroy {vmid}")
     environment = {**os.environ, "PATH": f"{lab.path}:{os.environ['PATH']}"}
     subprocess.run(
         ["ip", "netns", "exec", lab.namespace, "qm", "destroy", str(vmid)],
@@ -98,6 +104,15 @@ def test_a_life_by_the_guide(place: Place) -> None:
     assert "--force" in said
     say.run(f"agentlab sandbox pause {vmid}")
     say.run(f"agentlab sandbox resume {vmid}")
+
+    # one file for somebody else to look at; a directory gets a file of its own name
+    out = place.lab.scratch / "bundles"
+    doctor = "agentlab sandbox doctor <vmid> --out <path>"
+    say.guide(doctor, says=f"agentlab sandbox doctor {vmid} --out {out}/")
+    found = bundled(out / f"agentlab-sandbox-{vmid}.tar.gz")
+    assert json.loads(found["sandbox.json"])["vmid"] == int(vmid)
+    assert '"error"' not in found["machine.json"]
+    say.guide(doctor, 1, says=f"agentlab sandbox doctor {vmid} --out {out}/")  # it stays
 
     # stopped, its files are kept; a stopped one has no lease that runs
     say.run(f"agentlab sandbox stop {vmid}")
@@ -175,3 +190,9 @@ def test_what_nobody_waits_for_and_what_is_orphaned(place: Place) -> None:
     assert [each for each in lab.warnings() if not any(one in each for one in told)] == []
     if place.node:
         assert place.node.leftovers() == []
+
+
+def test_no_line_of_the_guide_was_left_out(place: Place) -> None:
+    """The last one: what stands above has run them all; `qm` there is on Proxmox alone."""
+    left = place.reader.not_run()
+    assert [line for line in left if place.node or not line.startswith("qm ")] == []

@@ -263,7 +263,8 @@ def test_a_directory_that_is_gone(kept: Kept, tmp_path: Path) -> None:
     kept.detach()
     refused_and_mended(place)
     kept.attach("one")
-    assert place.say("one", "cat /work/lost+found/*/inside /work/broken/inside 2>&1 || true")
+    found = "find /work/lost+found /work/broken -type f -exec cat {} + 2>/dev/null || true"
+    assert place.say("one", found) == "kept"
     place.say("one", "rm -rf /work/broken /work/lost+found/*")
     assert place.sum("one") == kept.digest
     kept.detach()
@@ -327,6 +328,18 @@ def test_what_is_killed_while_it_is_detached_ends(kept: Kept) -> None:
     assert place.last("workspace.resize") == ("done", "")
     assert place.show("data")["size"] == size
     kept.check()
+
+
+def test_a_killed_revert_of_its_sandbox_ends(kept: Kept) -> None:
+    """The root disk is back, and the work disk is out: the next daemon gives it back."""
+    place = kept.place
+    kept.attach("two")
+    place.say("two", "echo x >/root/mark; sync; echo unsynced >/work/last")
+    place.killed_at("after:do:rollback", "sandbox revert --yes two")
+    assert place.last("sandbox.revert") == ("done", "")
+    assert place.say("two", "ls /root; cat /work/last; rm /work/last") == "unsynced"
+    assert place.sum("two") == kept.digest
+    kept.detach()
 
 
 def test_a_killed_rebind_ends(kept: Kept) -> None:

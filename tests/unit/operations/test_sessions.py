@@ -134,6 +134,18 @@ def test_a_session_per_branch_is_the_same_one_again(bench: WorkBench) -> None:
         assert len(sessions.everyone(tx)) == 3
 
 
+def test_a_branch_whose_fork_failed_is_told_so_when_it_is_asked_for_again(bench: WorkBench) -> None:
+    """With the same key, after a reply that was lost."""
+    bench.session()
+    bench.hypervisor.faults["clone_volume"] = [Conflict("cannot copy: the test says so")]
+    asked = (bench.world, bench.runner, "lab", "next", "key")
+    name, operation = requests.branch(*asked)
+    assert bench.ended(operation).state == "failed"
+    assert requests.branch(*asked) == (name, operation) == ("lab-next", operation)
+    name, again = requests.branch(*asked[:-1], "other key")
+    assert (name, bench.ended(again).state) == ("lab-next", "done")
+
+
 def test_delete_keeps_the_work_unless_told(bench: WorkBench) -> None:
     bench.session()
     box = resume(bench)
