@@ -111,7 +111,8 @@ def die(
 ) -> list[str]:
     """Asks, waits for the daemon's death, and starts another one; asks again for what was asked.
 
-    `target.died` says afterwards whether it was killed.  `meanwhile` is done while there is no daemon, when the operation has been written down.
+    `target.died` says afterwards whether it was killed.  `meanwhile` is done while there is no
+    daemon, when the operation has been written down.
     """
     with contextlib.suppress(Lost, Unreachable):
         target.operation = scenario.ask(bench, target)
@@ -119,7 +120,8 @@ def die(
     while not bench.is_dead(0.01):
         busy = bench.rows("SELECT id FROM operation WHERE state IN ('doing', 'undoing')")
         if time.monotonic() > until or (not busy and not bench.is_dead(0.3)):
-            by_chance = " - - - " in kill  # a request looks first whether it is needed at all
+            # a request looks first whether it is needed at all
+            by_chance = " - - - " in kill or f" {scenario.begun or '-'} " in f"{kill} "
             return [] if by_chance else ["the point was not reached"]
     target.died = bench.reap() == -signal.SIGKILL
     wrong = bench.uncovered()

@@ -43,7 +43,8 @@ class Scenario:
     """`ask` asks for the operation and gives its id; it may be called again after a lost reply.
 
     `outcome` is what has become of it in the end, by the words of `look`.  `fails` is a step
-    ("KIND STEP") that raises, so that the operation turns back.
+    ("KIND STEP") that raises, so that the operation turns back.  `begun` is the kind of an operation
+    that is under way by then: whether it still has a step before it is chance.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Scenario:
     ask: Callable[[Bench, Target], str]
     outcome: Outcome
     fails: str = ""
+    begun: str = ""
 
     def __str__(self) -> str:
         return self.name
