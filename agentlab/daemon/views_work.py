@@ -11,7 +11,7 @@ from agentlab.model.sandbox import Sandbox
 from agentlab.model.session import Session, SessionState
 from agentlab.model.workspace import Workspace, WorkspaceState
 from agentlab.operations.job_workspace import known
-from agentlab.operations.session_requests import subject_of_session
+from agentlab.operations.session_stop import subject_of_session
 from agentlab.operations.workspace_turn import subject_of
 from agentlab.store import operations, sandboxes, sessions, workspaces
 from agentlab.store.db import Tx

@@ -31,14 +31,13 @@ from agentlab.operations import (
 from agentlab.operations.asked import digest_of, earlier
 from agentlab.operations.context import World
 from agentlab.operations.sandbox_requests import plan_sandbox
+from agentlab.operations.session_stop import subject_of_session
 from agentlab.operations.turn import words
 from agentlab.operations.workspace_hold import next_in_line, refuse_awaited
 from agentlab.operations.workspace_turn import refuse_made, refuse_making, subject_of
 from agentlab.store import operations, sandboxes, sessions, workspaces
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
-
-_COMES = "it is just being resumed"
 
 
 def create(world: World, runner: Runner, spec: SessionSpec, key: str) -> tuple[str, str]:
@@ -181,11 +180,6 @@ def resume(
         )  # fmt: skip
 
 
-def subject_of_session(identity: int) -> str:
-    """What the making of a session's sandbox locks."""
-    return f"session:{identity}"
-
-
 def _whole(tx: Tx, name: str) -> tuple[Session, Workspace]:
     session = sessions.get(tx, name)
     return session, workspace_of(tx, session)
@@ -247,7 +241,7 @@ def stop(world: World, runner: Runner, name: str, key: str, *, force: bool = Fal
         if holder is not None and holder.kind == session_stop.STOP:
             return holder.id
         if holder is not None and holder.kind in (job_run.KIND, sandbox_create.KIND):
-            runs = f"job {holder.job} runs in it" if holder.job else _COMES
+            runs = f"job {holder.job} runs in it" if holder.job else session_stop.COMES
             _evict(tx, runner, session, holder, runs, force=force)
             if holder.job:
                 sandboxes.set_held(tx, sandbox.vmid, held=True)
@@ -283,7 +277,7 @@ def _stop_coming(
         return ""
     if coming.kind == session_stop.STOP:
         return coming.id
-    waits = f"job {coming.job} waits for its work" if coming.job else _COMES
+    waits = f"job {coming.job} waits for its work" if coming.job else session_stop.COMES
     _evict(tx, runner, session, coming, waits, force=force)
     return runner.submit(tx, session_stop.STOP, [coming.subject], {}, in_turn=True, request=request)
 

@@ -15,14 +15,20 @@ from agentlab.operations.turn import is_gone, turn
 from agentlab.operations.workspace_hold import refuse_awaited
 from agentlab.operations.workspace_turn import refuse_made, workspace_turn
 from agentlab.operations.workspace_volume import freeing
-from agentlab.store import sessions
+from agentlab.store import operations, sessions
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
 
 STOP, DELETE = "session.stop", "session.delete"
+COMES = "it is just being resumed"
 _QUICK = 60.0
 _POWERED = (SandboxState.READY, SandboxState.RUNNING, SandboxState.SUSPENDED,
             SandboxState.COMPLETED)  # fmt: skip
+
+
+def subject_of_session(identity: int) -> str:
+    """What the making of a session's sandbox locks."""
+    return f"session:{identity}"
 
 
 def stop(world: World) -> Operation:
@@ -50,11 +56,14 @@ def delete(world: World) -> Operation:
     """The session's record; with `input.with_workspace` its workspace too, and all that is in it."""
 
     def begin(tx: Tx, workspace: Workspace, operation: OperationRow) -> Mapping[str, object]:
-        if workspace.nonce:
-            session = sessions.by_id(tx, int(str(operation.input["session"])))
+        identity = int(str(operation.input["session"]))
+        resumed = operations.holder_of(tx, subject_of_session(identity)) is not None
+        if workspace.nonce or resumed:
+            session = sessions.by_id(tx, identity)
             name = session.name if session else ""
+            runs = f"it runs in sandbox {workspace.vmid}"
             raise Conflict(
-                f"cannot delete session {name}: it runs in sandbox {workspace.vmid}",
+                f"cannot delete session {name}: {runs if workspace.nonce else COMES}",
                 hint=f"stop it first: agentlab session stop {name}".rstrip(),
             )
         refuse_made(tx, workspace, "delete")

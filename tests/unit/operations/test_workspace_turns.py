@@ -376,3 +376,19 @@ def test_a_rebind_that_still_destroys_keeps_nobody_from_the_new_one(bench: WorkB
     bench.runner.wake(moving)
     assert bench.ended(moving).state == "done"
     assert bench.hypervisor.machines == {}
+
+
+def test_a_session_that_is_being_resumed_by_its_turn_is_not_deleted(bench: WorkBench) -> None:
+    bench.session()
+    at = (bench.world, bench.runner, "lab", "")
+    gate = Gate(bench, "check_volume")
+    checking = requests.fsck(*at, repair=False)
+    assert gate.began.wait(20)
+    deleting = sessions_asked.delete(*at, with_workspace=False)
+    resuming = sessions_asked.resume(*at)
+    gate.go.set()
+    assert bench.ended(checking).state == "done"
+    ended = bench.ended(deleting)
+    assert (ended.state, ended.code) == ("failed", "conflict")
+    assert "cannot delete session lab: it " in ended.error  # is being resumed, or runs by now
+    assert bench.ended(resuming).state == "done"
