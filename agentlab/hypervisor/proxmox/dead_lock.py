@@ -51,6 +51,6 @@ def final(error: AgentLabError, found: Found, inventory: Inventory) -> AgentLabE
 
 def _hint(found: Found) -> str:
     return (
-        f"destroy the sandbox, or, to go on with it, as root on node {found.node}: "
-        f"qm unlock {found.vmid}"
+        f"as root on node {found.node}: qm unlock {found.vmid}; its disk may be half of each "
+        "state, so then revert it, or destroy it"
     )

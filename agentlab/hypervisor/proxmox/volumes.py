@@ -22,7 +22,7 @@ from agentlab.errors import (
 )
 from agentlab.hypervisor.base import Volume, VolumeCheck
 from agentlab.hypervisor.fsck import unsupported_path
-from agentlab.hypervisor.proxmox.dead_lock import is_dead, refuse_dead
+from agentlab.hypervisor.proxmox.dead_lock import is_dead, refusal, refuse_dead
 from agentlab.hypervisor.proxmox.inventory import Found
 from agentlab.hypervisor.proxmox.machines import Part, as_read
 from agentlab.hypervisor.proxmox.names import (
@@ -250,7 +250,9 @@ class ProxmoxVolumes(Part):
         ]
         if keys:
             self._inventory.sure(found, owner, "detach a volume from")
-            if self._tools.available_on(found.node) and is_dead(found, self._inventory):
+            if is_dead(found, self._inventory):
+                if not self._tools.available_on(found.node):
+                    raise refusal(found, f"cannot detach {volid} from VM {vmid}")
                 self._tools.detach_locked(vmid, keys)
             else:
                 self._api.change(

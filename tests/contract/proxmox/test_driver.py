@@ -492,12 +492,20 @@ def test_with_a_token_a_lock_that_a_dead_task_left_is_told_with_the_remedy(
     proxmox_api: ProxmoxBench,
 ) -> None:
     made(proxmox_api)
+    hypervisor = driver(proxmox_api)
+    volid = proxmox_api.allot()
+    hypervisor.attach(1012, volid, owner=OWNER)
     with proxmox_api.served.paused() as node:
         node._qm_lock(node.vm(1012), "rollback")
-    with pytest.raises(Conflict, match=r"left it locked \(rollback\)") as told:
-        proxmox_api.hypervisor.destroy(1012, owner=OWNER)
-    assert "qm unlock 1012" in told.value.hint
-    assert vmids(proxmox_api) == [1012]
+    for attempt in (
+        lambda: hypervisor.detach(1012, volid, owner=OWNER),
+        lambda: hypervisor.destroy(1012, owner=OWNER),
+    ):
+        with pytest.raises(Conflict, match=r"left it locked \(rollback\)") as told:
+            attempt()
+        assert not isinstance(told.value, Busy)
+        assert "qm unlock 1012" in told.value.hint
+    assert hypervisor.attached(1012, owner=OWNER) == [volid]
 
 
 def test_a_lock_is_in_the_inventory_by_its_own_word(proxmox: ProxmoxBench) -> None:
