@@ -11,3 +11,8 @@ def confirm(ctx: Context, what: str, question: str) -> None:
         raise Declined(f"cannot {what}: nobody is here to be asked", hint="say it: --yes")
     if not ctx.out.ask(question):
         raise Declined(f"cannot {what}: declined")
+
+
+def said_yes(ctx: Context) -> bool:
+    """Whether the command line answers the question already."""
+    return ctx.args.flag("--yes") or ctx.args.flag("--force")

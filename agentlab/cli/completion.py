@@ -32,7 +32,7 @@ def render(shell: str) -> str:
 
 
 def _flags(command: Command) -> list[str]:
-    return [each.name for each in (*command.options, *GLOBALS)]
+    return [each.name for each in (*command.options, *(GLOBALS if command.run else ()))]
 
 
 def _nouns() -> list[str]:

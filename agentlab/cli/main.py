@@ -51,7 +51,10 @@ def _run(line: Line, out: Output) -> int:
     if args.flag("--help") or command is None:
         return _help(line, out)
     if not command.run:
-        raise Usage(f"cannot {command.summary} here", hint=f"put it first: agentlab {command.noun}")
+        raise Usage(
+            f"{command.noun} must be the first word, and has flags of its own",
+            hint=f"put it first: agentlab {command.noun}",
+        )
     socket_path = args.text("--socket") or os.environ.get("AGENTLAB_SOCKET") or SOCKET
     answer = _function(command)(Context(args, out, socket_path))
     out.answer(answer)

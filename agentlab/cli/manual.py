@@ -62,8 +62,9 @@ def command_help(command: Command) -> list[str]:
     if command.args:
         lines += ["", "arguments and flags:"]
         lines += _columns([(_usage(each), _described(each)) for each in command.args])
-    lines += ["", "flags of every command:"]
-    lines += _columns([(_usage(each), each.help) for each in GLOBALS])
+    if command.run:
+        lines += ["", "flags of every command:"]
+        lines += _columns([(_usage(each), each.help) for each in GLOBALS])
     if command.example:
         lines += ["", "example:", f"  {command.example}"]
     return lines
@@ -90,7 +91,8 @@ def render_markdown() -> str:
         "# Commands",
         "",
         "Flags may stand anywhere on the line. Durations are `90s`, `30m`, `4h` or `2d`; a bare",
-        "number is minutes.",
+        "number is minutes. Only `daemon` and `guest` are programs of their own: they must be the",
+        "first word, and take no flags but theirs.",
         "",
         "| command | does |",
         "| --- | --- |",
@@ -100,7 +102,7 @@ def render_markdown() -> str:
         + ", ".join(f"`{short}` (`{each.name}`)" for short, each in ALIASES.items())
         + ".",
         "",
-        "## Flags of every command",
+        "## Flags of every command but `daemon` and `guest`",
         "",
         *_markdown_table(GLOBALS),
         "",

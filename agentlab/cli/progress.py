@@ -53,6 +53,7 @@ _SHOWN: dict[str, Callable[[EventView], Line]] = {
     "artifact.stored": lambda e: Line(
         "artifact", f"{_fact(e, 'name')}  {size(_number(e, 'size'))}"
     ),
+    "workspace.unwritten": lambda e: Line("workspace", e.text, "red"),
     "sandbox.lease": lambda e: Line("lease", e.text),
     "sandbox.snapshot": lambda e: Line("snapshot", e.text),
     "job.cancel": lambda e: Line("job", e.text.rpartition(": ")[2], "yellow"),

@@ -19,10 +19,10 @@ GLOBALS = (
         kind="duration",
     ),
     Arg("--json", "print one JSON document (streams: one object a line) and nothing else"),
-    Arg("--quiet", "no progress and no hints on stderr"),
+    Arg("--quiet", "no progress and no hints on stderr (-q)"),
     Arg("--no-color", "no colours; so does the variable NO_COLOR"),
     Arg("--version", "print version, commit and Python"),
-    Arg("--help", "print help for the command, or for all of them"),
+    Arg("--help", "print help for the command, or for all of them (-h)"),
 )
 
 COMMANDS: tuple[Command, ...] = (
@@ -79,7 +79,15 @@ COMMANDS: tuple[Command, ...] = (
         ),
         RUN + "docs:docs", "agentlab docs --check",
     ),
-    Command("daemon", "", "run the daemon; its own help: agentlab daemon --help"),
+    Command(
+        "daemon", "", "run the daemon; its own help: agentlab daemon --help",
+        (
+            Arg("--config", "the settings; default: /etc/agentlab/config.yaml", value="PATH"),
+            Arg("--log-level",
+                "what the log on stderr tells: debug, info, warning or error; default: info",
+                value="LEVEL"),
+        ),
+    ),
     Command("guest", "", "run a job inside a VM; not for people"),
 )  # fmt: skip
 

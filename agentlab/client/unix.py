@@ -209,7 +209,7 @@ def _unreachable(socket_path: str, error: OSError | ValueError) -> Unreachable:
     if isinstance(error, TimeoutError):
         why = "timeout waiting for daemon response"
     elif isinstance(error, ConnectionRefusedError):
-        why = "nobody listens there"
+        why = "invalid socket path: nobody listens there"
     elif isinstance(error, FileNotFoundError):
         why = "invalid socket path: there is no such file"
     elif isinstance(error, PermissionError):

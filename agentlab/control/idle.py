@@ -1,11 +1,13 @@
-"""Sandboxes in which nothing happens for as long as their profile allows are stopped."""
+"""Sandboxes that somebody is in by ssh are RUNNING; those in which nothing happens for as long as
+their profile allows are stopped."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 
 from agentlab.control.drift import unheld
 from agentlab.engine.runner import Runner
@@ -14,7 +16,7 @@ from agentlab.hypervisor.base import Machine
 from agentlab.model.idle import BUSY_CPU, BUSY_EMULATED, Sample, Watch, plan_idle
 from agentlab.model.sandbox import Sandbox, SandboxState
 from agentlab.network.activity import open_ssh, tap_bytes
-from agentlab.operations import handed_back, job_run, requests, sandbox_power
+from agentlab.operations import handed_back, job_run, requests, sandbox_power, use
 from agentlab.operations.context import World
 from agentlab.store import events, operations, sandboxes
 from agentlab.store.operations import OperationRow
@@ -57,13 +59,19 @@ class IdleStop:
 
     def check(self) -> None:
         """One look.  What cannot be looked at is as good as active."""
-        candidates, used = self._candidates()
-        if not candidates:
-            self._watch = {}
-            return
+        unused = self._unused()
         try:
+            connected = open_ssh() if unused else None
+            for one in unused:
+                if connected and one.address in connected:
+                    use.mark_used(self._world, one.vmid, identity=one.id)
+            candidates, used = self._candidates()
+            if not candidates:
+                self._watch = {}
+                return
+            connected = open_ssh() if connected is None else connected
             machines = {each.vmid: each for each in self._world.hypervisor.inventory()}
-            samples = self._samples(candidates, used, machines)
+            samples = self._samples(candidates, used, machines, connected)
         except AgentLabError:
             self._watch = {}
             raise
@@ -71,6 +79,16 @@ class IdleStop:
         by_key = {each.key: each for each in candidates}
         for key in idle:
             self._end(by_key[key])
+
+    def _unused(self) -> list[Sandbox]:
+        """Those that are READY, and that nothing holds."""
+        with self._world.store.read() as tx:
+            return [
+                one
+                for one in sandboxes.live(tx)
+                if one.state is SandboxState.READY
+                and operations.holder_of(tx, f"sandbox:{one.vmid}") is None
+            ]
 
     def _candidates(self) -> tuple[list[_Candidate], set[int]]:
         """Those with a limit, and the VMIDs that somebody has used since the last look."""
@@ -84,9 +102,12 @@ class IdleStop:
             ], used
 
     def _samples(
-        self, candidates: Sequence[_Candidate], used: set[int], machines: Mapping[int, Machine]
+        self,
+        candidates: Sequence[_Candidate],
+        used: set[int],
+        machines: Mapping[int, Machine],
+        connected: Collection[IPv4Address],
     ) -> list[Sample]:
-        connected = open_ssh()
         emulated = self._world.hypervisor.capabilities.accelerator == "tcg"
         samples = []
         for each in candidates:

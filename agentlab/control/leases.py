@@ -8,7 +8,7 @@ from agentlab import clock
 from agentlab.clock import Deadline, Jumps, Stamps
 from agentlab.engine.runner import Runner
 from agentlab.model.sandbox import LEASED, Sandbox, SandboxState
-from agentlab.operations import sandbox_destroy, sandbox_requests
+from agentlab.operations import lease_requests, sandbox_destroy
 from agentlab.operations.context import World
 from agentlab.store import events, operations, sandboxes
 from agentlab.store.db import Tx
@@ -90,7 +90,7 @@ class Leases:
         with self._world.store.write() as tx:
             one = sandboxes.find(tx, seen.vmid)
             if one is not None and one.id == seen.id and one.state is SandboxState.RUNNING:
-                sandbox_requests.extend(tx, one, one.ttl)
+                lease_requests.extend(tx, one, one.ttl)
 
     def _expire(self, seen: Sandbox) -> None:
         """Begins the end of a lease; one that failed is tried again after a pause that grows."""

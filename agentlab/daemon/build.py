@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 from agentlab import version
-from agentlab.config import Config, Proxmox
+from agentlab.config import Config
+from agentlab.config_proxmox import Proxmox
 from agentlab.daemon.context import Daemon
 from agentlab.engine.runner import Runner
 from agentlab.engine.step import Observer

@@ -22,6 +22,8 @@ _PATH_HINT = "for a directory of your own: agentlab job run --repo PATH, which s
 _MAX_DEPTH = 1_000_000
 _MAX_ENTRIES = 256
 _MAX_LABEL = 1024
+_ENV_HINT = "letters, digits and '_', no digit first"
+_LABEL_HINT = "1 to 63 letters, digits, '.', '_', '/' and '-', a letter or digit first"
 
 
 def _bad(path: str, why: str, hint: str = "") -> Invalid:
@@ -31,7 +33,7 @@ def _bad(path: str, why: str, hint: str = "") -> Invalid:
 def parse_spec(store: Store, request: m.JobRequest) -> JobSpec:
     """The spec of a request; a bundle that it names has been sent."""
     if not request.task.strip():
-        raise _bad("task", "is empty")
+        raise _bad("task", "is empty", "say what is to be done: --task TEXT, or --task-file FILE")
     if not _MODE.fullmatch(request.mode):
         raise _bad("mode", "may have letters, digits, '.', '_' and '-' only")
     return JobSpec(
@@ -106,7 +108,7 @@ def _env(env: dict[str, str]) -> dict[str, str]:
         raise _bad("env", f"has more than {_MAX_ENTRIES} names")
     for name in env:
         if not _ENV_NAME.fullmatch(name):
-            raise _bad("env", f"{name[:100]!a} cannot be the name of a variable")
+            raise _bad("env", f"{name[:100]!a} cannot be the name of a variable", _ENV_HINT)
     return env
 
 
@@ -116,7 +118,7 @@ def parse_labels(labels: dict[str, str]) -> dict[str, str]:
         raise _bad("labels", f"has more than {_MAX_ENTRIES} names")
     for name, value in labels.items():
         if not _LABEL_NAME.fullmatch(name):
-            raise _bad("labels", f"{name[:100]!a} cannot be the name of a label")
+            raise _bad("labels", f"{name[:100]!a} cannot be the name of a label", _LABEL_HINT)
         if len(value) > _MAX_LABEL:
             raise _bad(f"labels.{name}", f"is longer than {_MAX_LABEL} characters")
     return labels

@@ -60,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--log-level", default="info", choices=["debug", "info", "warning", "error"],
-        help="what the log on stderr tells (default: %(default)s)",
+        metavar="LEVEL",
+        help="what the log on stderr tells: %(choices)s (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--version", action="store_true", help="tell the version, and end")
     return parser

@@ -22,7 +22,7 @@ from agentlab.store.operations import OperationRow, StepRow
 
 _log = logging.getLogger(__name__)
 _MAX_BACKOFF = 60.0
-_WORTH_A_RETRY = (Unavailable, DeadlineExceeded, Busy)
+WORTH_A_RETRY = (Unavailable, DeadlineExceeded, Busy)
 
 
 class Cancelled(AgentLabError):
@@ -275,7 +275,7 @@ class Runner:
             return 0.0  # what fails while the daemon ends may have been ended with it: done again
         if step.no_return:
             return self._again(operation, step, "finish", error)
-        if isinstance(error, _WORTH_A_RETRY) and not deadline.passed:
+        if isinstance(error, WORTH_A_RETRY) and not deadline.passed:
             self._note(operation, step, error.message)
             return self._backoff(operation)
         if not isinstance(error, AgentLabError):

@@ -67,13 +67,13 @@ class Checkout:
         self._own_workspace()
         bundle = self._bundle
         url, name = (repo.url, earlier.repo_name(repo.url)) if not bundle else (str(bundle), "")
-        where, remote = earlier.choose(self._git, self.place.repo, url, name)
-        at = replace(self, place=replace(self.place, repo=where))
         try:
             if bundle:
                 self._download(daemon, bundle)
+            where, remote = earlier.choose(self._git, self.place.repo, url, name, bundle)
+            at = replace(self, place=replace(self.place, repo=where))
             if remote:
-                Earlier(self._git, where, remote, url, self.say).go_on(repo.ref)
+                Earlier(self._git, where, remote, url, self.say, bool(bundle)).go_on(repo.ref)
             else:
                 at._clone(url, repo.ref, 0 if bundle else repo.depth)
                 earlier.remember(self._git, where)

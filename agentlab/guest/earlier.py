@@ -1,12 +1,14 @@
 """A checkout that an earlier job left in the workspace: what was done there stays.
 
-The remote's new commits are fetched in any case.  Then, when there are local changes, untracked
+The remote's new commits are fetched in any case, and a remote that is away fails the job.  Then, when there are local changes, untracked
 files, or commits that the remote did not have, all stays as it is, the job goes on from there
 whatever ref it asked for, and a line in its log says so.  When there are none:
 
 - `ref` is a branch: that branch at the remote's commit, or at its own local commits if it has any;
 - `ref` is a tag or a commit: HEAD is detached there;
-- no `ref`: the branch that HEAD is on, at the remote's commit; left alone if the remote has none.
+- no `ref`: the branch that HEAD is on, at the remote's commit.  When the remote has no such branch,
+  a bundle's HEAD is checked out, since it is what was sent; else all is left alone, and the line in
+  the log says so.
 
 Ignored files are never overwritten: then git refuses, and the job fails at the stage checkout.
 """
@@ -59,6 +61,24 @@ def find_remote(git: Git, path: Path, url: str) -> str:
     return "origin" if "origin" in found else next(iter(found), "")
 
 
+def shares_history(git: Git, path: Path, bundle: Path) -> bool:
+    """Whether the bundle has a commit in common with the checkout at `path`.
+
+    Every bundle has the same address, so that this tells two repositories apart.  One without a
+    commit yet is a clone that was cut off.  The bundle's objects come along, under no name.
+    """
+    known = [name for name in ("HEAD", _BASE) if git.commit(path, name)]
+    if not known:
+        return True
+    listed = [
+        line.partition(" ")[2] for line in git.said("bundle", "list-heads", bundle).splitlines()
+    ]
+    name = min(listed, key=lambda name: (name != "HEAD", not name.startswith("refs/heads/")),
+               default="HEAD")  # fmt: skip
+    git.must("-C", path, "fetch", "-q", "--no-tags", bundle, name)
+    return bool(git.said("-C", path, "merge-base", "FETCH_HEAD", *known))
+
+
 def remember(git: Git, repo: Path) -> None:
     """Notes what has been checked out."""
     if git.commit(repo, "HEAD"):
@@ -67,13 +87,17 @@ def remember(git: Git, repo: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """The checkout at `repo`, whose `remote` has the address `url`; `say` writes to the log."""
+    """The checkout at `repo`, whose `remote` has the address `url`; `say` writes to the log.
+
+    `sent`: the remote is a bundle that was sent for this job.
+    """
 
     git: Git
     repo: Path
     remote: str
     url: str
     say: Callable[[str], None]
+    sent: bool = False
 
     def go_on(self, ref: str | None) -> None:
         """Raises CheckoutFailed, with all as it was."""
@@ -88,8 +112,10 @@ class Earlier:
         if target and (target != head or wanted not in ("", branch)):
             self._move(target, wanted, head, branch)
         remember(self.git, self.repo)
-        now = self._commit("HEAD")
-        self.say(f"{self.repo} is there already, and goes on at {now[:12] or 'no commit'}")
+        now, why = self._commit("HEAD"), ""
+        if not target:
+            why = f": the remote has no branch {branch}" if branch else ": HEAD is on no branch"
+        self.say(f"{self.repo} is there already, and goes on at {now[:12] or 'no commit'}{why}")
 
     def _kept(self, head: str) -> str:
         """What of earlier work is here and nowhere else, in words, or ""."""
@@ -116,9 +142,14 @@ class Earlier:
         if ref and len(ref) in (40, 64) and _COMMIT_PART.fullmatch(ref) and self._commit(ref):
             return self._commit(ref), ""
         tracking = f"refs/remotes/{self.remote}/{name}"
-        if name and self._try("fetch", "-q", self.remote, f"+refs/heads/{name}:{tracking}"):
-            return self._commit(tracking), name
-        if ref is None and head:
+        if name:
+            wanted = f"+refs/heads/{name}:{tracking}"
+            ended = self.git.run("-C", self.repo, "fetch", "-q", self.remote, wanted)[0]
+            if ended.status == 0:
+                return self._commit(tracking), name
+            if ref is None and b"couldn't find remote ref" not in ended.said:
+                self.git.fail(ended)
+        if ref is None and head and not self.sent:
             return "", ""
         ended = self.git.run("-C", self.repo, "fetch", "-q", self.remote, ref or "HEAD")[0]
         if ended.status == 0:
@@ -179,17 +210,18 @@ def repo_name(url: str) -> str:
     return name if fits and name not in ("repo", "lost+found") else ""
 
 
-def choose(git: Git, first: Path, url: str, name: str) -> tuple[Path, str]:
+def choose(git: Git, first: Path, url: str, name: str, bundle: Path | None) -> tuple[Path, str]:
     """Where the repository is to be, and its remote there when it is there already, else "".
 
-    At `first`; or beside it by its own name when another's work is there.  Raises CheckoutFailed.
+    At `first`; or beside it by its own name (a `bundle` has none) when another's work is there.
+    Raises CheckoutFailed.
     """
     taken = []
     for path in (first, first.parent / name) if name else (first,):
         if is_free(path):
             return path, ""
         remote = find_remote(git, path, url)
-        if remote:
+        if remote and (bundle is None or shares_history(git, path, bundle)):
             return path, remote
         taken.append(str(path))
     raise CheckoutFailed(

@@ -2,7 +2,7 @@
 
 Run as root by the daemon through the guest agent, and by agentlab-work.service at boot.  Each
 verb may be done twice and prints one JSON object.  What cannot be done is `{"error", "detail"}`
-with one of the codes absent, blank, foreign, damaged, busy (with `processes`), failed.
+with one of the codes absent, blank, foreign, damaged, busy (with `processes`), late, failed.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from agentlab.guest.workmount import RELEASE, WorkMount, find_top
 
 USAGE = (
     "usage: agentlab guest work mount [--make] [--boot] [--wait SECONDS]"
-    " | work unmount [--force] | work status"
+    " | work unmount [--force] [--within SECONDS] | work status"
 )
 _WAIT = 20.0
 _LOCK_WAIT = 300.0
+_LONG = 3600.0
 Answer = dict[str, object]
 
 
@@ -67,17 +68,19 @@ class Work:
             return {"mounted": True, "made": made, "grown": grown, **self._room(),
                     "device": str(disk.node), **more}  # fmt: skip
 
-    def unmount(self, *, force: bool = False) -> Answer:
+    def unmount(self, *, force: bool = False, within: float = _LONG) -> Answer:
         """Ends every mount of the disk; when somebody keeps it, nothing is changed.
 
-        `force` ends first the processes that keep it, and other mounts of it and below it.
+        `force` ends first the processes that keep it, and other mounts of it and below it.  After
+        `within` seconds no mount is ended any more: whoever asked for it may have given up.
         """
-        with self._locked() as tools:
+        until = Deadline.after(within)
+        with self._locked(until) as tools:
             mount = WorkMount(self.paths, self._disk(), tools)
             if force:
-                mount.end_by_force(self.grace, self.patience)
+                mount.end_by_force(self.grace, self.patience, until)
             else:
-                mount.end()
+                mount.end(until)
             return {"mounted": False}
 
     def status(self) -> Answer:
@@ -98,7 +101,7 @@ class Work:
         return {"size": room.f_blocks * room.f_frsize, "free": room.f_bavail * room.f_frsize}
 
     @contextmanager
-    def _locked(self) -> Iterator[Tools]:
+    def _locked(self, end: Deadline | None = None) -> Iterator[Tools]:
         self.paths.run.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(
             self.paths.run / "work.lock",
@@ -112,6 +115,8 @@ class Work:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
+                    if end is not None and end.passed:
+                        raise Refused("late", "another command for the workspace runs") from None
                     if until.passed:
                         said = "another command for the workspace has not ended"
                         raise Refused("failed", said) from None
@@ -190,19 +195,26 @@ def _parse(argv: list[str]) -> Callable[[Work], Answer] | None:
     name, words = (argv or [""])[0], argv[1:]
     if name == "status" and not words:
         return Work.status
-    if name == "unmount" and words in ([], ["--force"]):
-        return lambda work: work.unmount(force=bool(words))
-    if name != "mount":
-        return None
-    wait = _WAIT
-    if "--wait" in words:
-        at = words.index("--wait")
-        try:
-            wait = float(words[at + 1])
-        except (IndexError, ValueError):
+    if name == "unmount":
+        within = _seconds(words, "--within", _LONG)
+        if within is None or words not in ([], ["--force"]):
             return None
-        del words[at : at + 2]
-    if not 0 <= wait <= 3600 or not set(words) <= {"--make", "--boot"}:
+        return lambda work: work.unmount(force=bool(words), within=within)
+    wait = _seconds(words, "--wait", _WAIT)
+    if name != "mount" or wait is None or not set(words) <= {"--make", "--boot"}:
         return None
     make, boot = "--make" in words, "--boot" in words
     return lambda work: work.mount(make=make, boot=boot, wait=wait)
+
+
+def _seconds(words: list[str], option: str, default: float) -> float | None:
+    """The option's value, taken out of the words; None when it has none that can be."""
+    if option not in words:
+        return default
+    at = words.index(option)
+    try:
+        value = float(words[at + 1])
+    except (IndexError, ValueError):
+        return None
+    del words[at : at + 2]
+    return value if 0 <= value <= _LONG else None

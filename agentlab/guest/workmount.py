@@ -75,8 +75,8 @@ class WorkMount:
             if mount.device in devices or mount.id in over or (at and mount.is_below(point))
         ]  # fmt: skip
 
-    def end(self) -> None:
-        """Unmounts what nobody uses; Refused, with all as it was, when somebody does."""
+    def end(self, until: Deadline | None = None) -> None:
+        """Unmounts what nobody uses; Refused, with all as it was, when somebody does, or `until` is over."""
         ending, point = self._ending(), self.paths.workspace
         if len(ending) > 1:
             others = ", ".join(_shown(os.fsencode(each.point)) for each in ending[:5])
@@ -84,6 +84,7 @@ class WorkMount:
         for mount in ending:
             if self.disk is not None and mount.device == self.disk.number:
                 self.tools.run("sync", "-f", "--", mount.point)
+            _in_time(until)
             status, said = self.tools.run("umount", "--", mount.point)
             if status != 0:
                 raise self.busy(said)
@@ -116,7 +117,7 @@ class WorkMount:
     def _search(self, *, namespaces: bool) -> Search:
         return Search(self.paths.proc, self.devices(), self.paths.workspace, namespaces)
 
-    def end_by_force(self, grace: float, patience: float) -> None:
+    def end_by_force(self, grace: float, patience: float, end: Deadline | None = None) -> None:
         """As `end`, and ends who is in the way, first with SIGTERM; never a lazy unmount."""
         if self.disk is not None and self._ending():
             self.tools.run("sync", "-f", "--", self.paths.workspace)
@@ -124,6 +125,7 @@ class WorkMount:
         asked: set[int] = set()
         while True:
             for mount in self._ending():
+                _in_time(end)
                 self.tools.run("umount", "--", mount.point)
             left = self._ending()
             if not left and (self.disk is None or self.disk.wait_released(0.3)):
@@ -139,6 +141,12 @@ class WorkMount:
                     asked.add(holder.pid)
                     _signal(search, holder.pid, signal.SIGTERM)
             time.sleep(0.1)
+
+
+def _in_time(until: Deadline | None) -> None:
+    """Refused when whoever asked has given up: a mount that is ended now might be the next one's."""
+    if until is not None and until.passed:
+        raise Refused("late", "it was not written out in time")
 
 
 def _signal(search: Search, pid: int, number: int) -> None:

@@ -74,9 +74,7 @@ SANDBOX = StateMachine[SandboxState, SandboxEvent](
             _S.STOPPED,
         ),
         *edges([_S.STOPPED], _E.START, _S.BOOTING),
-        *edges(
-            [_S.READY, _S.COMPLETED, _S.FAILED, _S.TIMEOUT, _S.STOPPED], _E.DESTROY, _S.DESTROYED
-        ),
+        *edges([_S.READY, _S.COMPLETED, _S.FAILED, _S.STOPPED], _E.DESTROY, _S.DESTROYED),
         *edges([s for s in _S if s != _S.DESTROYED], _E.FORCE_DESTROY, _S.DESTROYED),
     ),
     meaning={
@@ -85,7 +83,8 @@ SANDBOX = StateMachine[SandboxState, SandboxEvent](
         _S.BOOTING: "the VM has power; its guest does not answer yet",
         _S.READY: "the guest answers, with an identity and an address of its own; nobody uses it",
         _S.RUNNING: "in use: its job's task has been delivered, or somebody has been in it"
-        " (the first exec, cp or ssh, or a lease that is kept alive)",
+        " (the first exec or cp, an ssh connection that the daemon has seen, or a lease that is"
+        " kept alive)",
         _S.SUSPENDED: "paused; its virtual CPUs stand still",
         _S.COMPLETED: "its task has ended well; the VM is about to be stopped or destroyed",
         _S.FAILED: "something went wrong; the VM, if there is one, is to be destroyed",

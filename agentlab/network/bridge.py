@@ -208,13 +208,11 @@ def ensure_forwarding() -> None:
     _ensure_sysctl("ipv4/ip_forward", "1")
 
 
-def ensure_tap(settings: NetworkSettings, name: str) -> None:
-    """A persistent tap on the bridge, isolated, for `-netdev tap,ifname=…,script=no`."""
-    ensure_taps(settings, [name])
-
-
 def ensure_taps(settings: NetworkSettings, names: Collection[str]) -> None:
-    """Makes these taps, or finishes making them; a foreign device of such a name: Conflict."""
+    """Makes these taps, or finishes making them; a foreign device of such a name: Conflict.
+
+    They are persistent, isolated on the bridge, and for `-netdev tap,ifname=…,script=no`.
+    """
     devices = _devices()
     for name in sorted(names):
         found = devices.get(name)
@@ -304,11 +302,6 @@ def check_port(settings: NetworkSettings, name: str) -> None:
         hint="agentlabd must run on the node that runs the VM, and its net0 must be on "
         f"{settings.bridge} without firewall=1",
     )
-
-
-def remove_tap(settings: NetworkSettings, name: str) -> None:
-    """Absent: returns.  Not ours: Conflict."""
-    remove_taps(settings, [name])
 
 
 def remove_taps(settings: NetworkSettings, names: Collection[str]) -> None:

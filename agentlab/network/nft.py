@@ -27,11 +27,6 @@ def render_tables(tables: Iterable[Table]) -> str:
     return "".join(_render_table(table) for table in tables)
 
 
-def render_ruleset(settings: NetworkSettings, members: Sequence[Member]) -> str:
-    """`nft -f -` text for these members and no others; Unsupported, Invalid, Conflict."""
-    return render_tables(plan_tables(settings, members))
-
-
 def _render_table(table: Table) -> str:
     name = f"{table.family} {table.name}"
     body = "".join(_render_set(item) for item in table.sets)

@@ -11,8 +11,10 @@ from agentlab.errors import Busy, Conflict
 from agentlab.model.sandbox import POWERED, SANDBOX, Sandbox, SandboxEvent, SandboxState
 from agentlab.store import operations, sandboxes
 from agentlab.store.db import Tx
+from agentlab.units import render_duration
 
 STEP = "admit"
+PATIENCE = 7000.0  # seconds that room is waited for; a job's own deadline is a little later
 _LOOK_AGAIN = 1.0
 HINT = "destroy or stop sandboxes that are no longer needed, or raise limits in the settings"
 
@@ -104,7 +106,11 @@ def admit(
             also(tx, sandbox)
             return {}
     why = f"; {lacking}" if lacking else ""
-    raise Later(_LOOK_AGAIN, f"room on this host: place {place + 1} in the queue{why}")
+    raise Later(
+        _LOOK_AGAIN,
+        f"room on this host: place {place + 1} in the queue{why}; "
+        f"given up after {render_duration(PATIENCE)}",
+    )
 
 
 def _need_now(tx: Tx, limits: Limits, sandbox: Sandbox, call: Call, *, new: bool) -> None:

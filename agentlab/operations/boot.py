@@ -8,11 +8,11 @@ from ipaddress import IPv4Interface
 
 from agentlab import clock
 from agentlab.engine.step import Call, Later, Output, Result, Step
-from agentlab.errors import AgentLabError, Conflict, NotFound, NotOurs
+from agentlab.errors import AgentLabError, Conflict, DeadlineExceeded, NotFound, NotOurs
 from agentlab.hypervisor.base import MachineSpec, Nic, Power
 from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxEvent, SandboxState
 from agentlab.operations.context import World
-from agentlab.operations.work_mount import let_go, mount_held
+from agentlab.operations.work_mount import CHECK, Over, let_go, mount_in_time, until_left
 from agentlab.store import events, sandboxes, workspaces
 from agentlab.store.db import Tx
 
@@ -47,7 +47,10 @@ class Boot:
 
     def awaiting(self, ready: Callable[[Tx, Call], Output]) -> Step:
         """`ready` is called in the transaction in which the sandbox becomes READY."""
-        return Step("await_guest", lambda call: self.await_guest(call, ready), self.slow(_BOOT))
+        slow = self.slow(_BOOT)
+        return Step(
+            "await_guest", lambda call: self.await_guest(call, ready), lambda: slow() + CHECK
+        )
 
     def configure(self, call: Call) -> Result:
         vmid = call.operation.vmid
@@ -101,20 +104,28 @@ class Boot:
         return None
 
     def await_guest(self, call: Call, ready: Callable[[Tx, Call], Output]) -> Result:
+        """It has the time of a boot; a file system that is checked before it is mounted has more."""
         vmid = call.operation.vmid
-        if not self._ready(vmid, self.spec(call)):
+        with until_left(call, CHECK):
+            answers = self._ready(vmid, self.spec(call))
+        if not answers:
             look = self._world.hypervisor.capabilities.look
             machine = self._world.glance.machine(vmid, age=look)
             if machine is None or machine.power is Power.STOPPED:  # it may be an old answer
                 machine = self._world.hypervisor.status(vmid)
             if machine is None or machine.power is Power.STOPPED:
                 raise Conflict(f"cannot boot sandbox {vmid}: its VM lost power while it booted")
+            waits = "the guest agent's answer"
+            if call.deadline.left <= CHECK:
+                late = f"{call.step} took longer than it was given: still waiting for {waits}"
+                raise Over(DeadlineExceeded(late))
             pause = max(_POLL * min(10.0, 1 + call.attempts / 20), look / 20)
-            raise Later(pause, "the guest agent's answer")
+            raise Later(min(pause, max(0.05, call.deadline.left - CHECK)), waits)
 
         with call.store.read() as tx:
-            sandbox = sandboxes.get(tx, vmid)
-        mount_held(self._world, vmid, sandbox.id)
+            held = workspaces.held_by(tx, sandboxes.get(tx, vmid).id)
+        if held is not None:
+            mount_in_time(self._world, call, held, vmid)
 
         def became(tx: Tx) -> Output:
             sandboxes.transition(tx, vmid, SandboxEvent.BECOME_READY, operation=call.operation.id)

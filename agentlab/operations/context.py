@@ -78,7 +78,10 @@ class World:
         for entry in self.profiles():
             if entry.name == name:
                 if entry.profile is None:
-                    raise Invalid(f"cannot use profile {name}: {entry.problem}")
+                    raise Invalid(
+                        f"cannot use profile {name}: {entry.problem}",
+                        hint="mend the file, and see: agentlab profile list",
+                    )
                 return entry.profile
         raise unknown("profile", name, [entry.name for entry in self.profiles()])
 

@@ -18,7 +18,7 @@ from agentlab.operations import handed_back
 from agentlab.operations.boot import close_record, is_off, unfence
 from agentlab.operations.context import World
 from agentlab.operations.provision import Provision, vmid_of, wanted_of
-from agentlab.operations.work_mount import let_go
+from agentlab.operations.work_mount import WRITE, let_go, write_out_held
 from agentlab.operations.workspace_hold import take_away
 from agentlab.store import jobs, operations, sandboxes, tokens
 from agentlab.store.db import Tx
@@ -32,7 +32,7 @@ _DELIVER = 60.0
 _CLAIM = 30.0  # the runner must have asked for its job by then
 _GRACE = 30.0  # past the lease, and after a start of the daemon, for a report on its way
 _COLLECT = 300.0
-_RELEASE = 600.0
+_RELEASE = 600.0  # and WRITE
 _SHUTDOWN = 10.0
 
 _OUTCOME = {
@@ -54,7 +54,7 @@ def operation(world: World) -> Operation:
             Step("deliver", run.deliver, run.slow(_DELIVER), undo=run.revoke),
             Step("await_report", run.await_report, run.patience, handles_cancel=True),
             Step("collect", run.collect, _COLLECT, handles_cancel=True, no_return=True),
-            Step("release", run.release, _RELEASE, handles_cancel=True, no_return=True),
+            Step("release", run.release, _RELEASE + WRITE, handles_cancel=True, no_return=True),
         ],
         finish=finish,
     )
@@ -198,7 +198,8 @@ class _JobRun:
         if sandbox.held or after is After.KEEP:
             return None
         try:
-            let_go(self._world, sandbox)
+            write_out_held(self._world, call, sandbox, reserve=_RELEASE)
+            let_go(self._world, sandbox, operation=call.operation.id)
             if after is After.STOP:
                 self._halt(vmid)
                 return lambda tx: is_off(tx, vmid, call.operation.id)
@@ -229,7 +230,7 @@ def finish(tx: Tx, operation: OperationRow, error: AgentLabError | None) -> None
 
 def deadline_of(lease: float) -> float:
     """When a job whose lease ends then must have ended, whatever its operation is stuck in."""
-    return lease + _GRACE + _COLLECT + _RELEASE
+    return lease + _GRACE + _COLLECT + _RELEASE + WRITE
 
 
 def conclude(tx: Tx, job: str, event: JobEvent, reason: str) -> None:

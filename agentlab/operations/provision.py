@@ -24,7 +24,6 @@ from agentlab.store.db import Tx
 
 _log = logging.getLogger(__name__)
 _RESERVE = 1500.0  # a full range is waited for
-_ADMIT = 7000.0  # and so is room on this host; a job's own deadline is a little later
 _CLONE = 3600.0  # a full clone of a large disk; the driver lets no single one take longer
 _SNAPSHOT = 120.0
 _VMIDS_TRIED = 20  # in one operation, when strangers are faster again and again
@@ -73,7 +72,7 @@ class Provision:
             *([work.waiting()] if with_it else []),
             Step("reserve", self.reserve, _RESERVE, undo=self.free),
             *([work.leasing()] if with_it else []),
-            Step(admit.STEP, self.admit, _ADMIT),
+            Step(admit.STEP, self.admit, admit.PATIENCE),
             Step("clone", self.clone, _CLONE, undo=self.destroy),
             self.boot.configuring(),
             Step("snapshot", self.keep_clean, _SNAPSHOT),

@@ -13,13 +13,14 @@ from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxEvent
 from agentlab.operations.boot import close_record, is_off, unfence
 from agentlab.operations.context import World
 from agentlab.operations.turn import is_gone, turn
-from agentlab.operations.work_mount import let_go, mount_held
+from agentlab.operations.work_mount import WRITE, let_go, mount_held, write_out_held
 from agentlab.operations.workspace_hold import take_away
 from agentlab.store import sandboxes
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
 
 DESTROY, EXPIRE = "sandbox.destroy", "sandbox.expire"
+_STOP = 120.0
 
 
 def destroy(world: World) -> Operation:
@@ -75,14 +76,17 @@ class _Gone:
 
     def steps(self) -> list[Step]:
         return [
-            Step("stop", self.stop, 120, undo=self.mount_again, handles_cancel=True),
+            Step("stop", self.stop, _STOP + WRITE, undo=self.mount_again, handles_cancel=True),
             Step("unfence", self.away, 60, undo=self.off, handles_cancel=True),
             Step("destroy", self.destroy, 600, handles_cancel=True),
         ]
 
     def stop(self, call: Call) -> Result:
         if not is_gone(call):
-            let_go(self._world, self._sandbox(call))
+            sandbox = self._sandbox(call)
+            if call.operation.kind == EXPIRE or not _forced(call):
+                write_out_held(self._world, call, sandbox, reserve=_STOP)
+            let_go(self._world, sandbox, operation=call.operation.id)
             try:
                 self._world.hypervisor.stop(call.operation.vmid, owner=self._world.installation)
             except NotOurs:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from agentlab.engine.step import Call, Operation, Output, Result, Step
-from agentlab.errors import Conflict, NotFound
+from agentlab.errors import Busy, Conflict, NotFound
 from agentlab.hypervisor.base import Power
 from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxEvent
 from agentlab.operations import admit
 from agentlab.operations.boot import Boot, handed_over, is_off, unfence
 from agentlab.operations.context import World
 from agentlab.operations.turn import turn
-from agentlab.operations.work_mount import let_go
+from agentlab.operations.work_mount import WRITE, let_go, run_on, write_out_held
 from agentlab.store import sandboxes
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
@@ -26,7 +26,6 @@ EVENTS = {
 }
 _GUEST = 30.0  # seconds that a guest is given to power off by itself
 _QUICK = 120.0
-_ADMIT = 7000.0
 
 
 def may(_: Tx, sandbox: Sandbox, operation: OperationRow) -> Mapping[str, object]:
@@ -51,7 +50,7 @@ def start(world: World) -> Operation:
         START,
         [
             turn(may),
-            Step(admit.STEP, let_in, _ADMIT, undo=back),
+            Step(admit.STEP, let_in, admit.PATIENCE, undo=back),
             boot.configuring(),
             *boot.starting(),
             boot.awaiting(handed_over),
@@ -63,7 +62,7 @@ def stop(world: World) -> Operation:
     """The guest is asked to power off, and loses its power when it does not in time."""
 
     def shutdown(call: Call) -> Result:
-        halt(world, call.operation.vmid)
+        halt(world, call)
         return None
 
     def off(call: Call) -> Result:
@@ -72,30 +71,55 @@ def stop(world: World) -> Operation:
         reason = str(call.operation.input.get("reason", ""))
         return lambda tx: is_off(tx, vmid, call.operation.id, reason)
 
+    return Operation(
+        STOP,
+        [turn(may), Step("shutdown", shutdown, halting(world)), Step("off", off, _QUICK)],
+    )
+
+
+def halting(world: World) -> Callable[[], float]:
+    """The deadline of a step with `halt`."""
     slow = Boot(world).slow(_GUEST + _QUICK)
-    return Operation(STOP, [turn(may), Step("shutdown", shutdown, slow), Step("off", off, _QUICK)])
+    return lambda: slow() + WRITE
 
 
-def halt(world: World, vmid: int) -> None:
-    """Takes a machine's power, by way of its guest where that answers; Conflict when it is gone."""
-    hypervisor, owner = world.hypervisor, world.installation
+def halt(world: World, call: Call) -> None:
+    """Takes a machine's power, by way of its guest where that answers; Conflict when it is gone.
+
+    Later while the guest writes its workspace out: once it ends, nobody can ask it how far it is.
+    """
+    vmid, hypervisor, owner = call.operation.vmid, world.hypervisor, world.installation
     patience = Boot(world).slow(_GUEST)()
+    with world.store.read() as tx:
+        sandbox = sandboxes.get(tx, vmid)
+    write_out_held(world, call, sandbox, reserve=halting(world)() - WRITE)
     try:
         machine = hypervisor.status(vmid)
         if machine is None:
             raise NotFound(f"no VM {vmid}")
-        if machine.power is Power.PAUSED:  # a guest that stands still cannot power off
-            hypervisor.resume(vmid, owner=owner)
-        if not hypervisor.shutdown(vmid, owner=owner, timeout=patience):
-            with world.store.read() as tx:
-                sandbox = sandboxes.get(tx, vmid)
-            let_go(world, sandbox)
+        fenced = machine.power is not Power.PAUSED or _runs_on(world, sandbox)
+        if not fenced or not hypervisor.shutdown(vmid, owner=owner, timeout=patience):
+            let_go(world, sandbox, operation=call.operation.id)
             hypervisor.stop(vmid, owner=owner)
     except NotFound as gone:
         raise Conflict(
             f"cannot stop sandbox {vmid}: its VM is gone",
             hint=f"agentlab sandbox destroy --force {vmid}",
         ) from gone
+
+
+def _runs_on(world: World, sandbox: Sandbox) -> bool:
+    """Has a paused guest run on, since one that stands still cannot power off.
+
+    False where it would run without its rules.
+    """
+    try:
+        run_on(world, sandbox.vmid, sandbox.tap)
+    except Busy:
+        raise
+    except Conflict:
+        return False
+    return True
 
 
 def pause(world: World) -> Operation:
@@ -114,7 +138,9 @@ def resume(world: World) -> Operation:
 
     def act(call: Call) -> Result:
         vmid = call.operation.vmid
-        world.hypervisor.resume(vmid, owner=world.installation)
+        with call.store.read() as tx:
+            tap = sandboxes.get(tx, vmid).tap
+        run_on(world, vmid, tap)
 
         def write(tx: Tx) -> Output:
             used = sandboxes.get(tx, vmid).used

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from agentlab import clock
 from agentlab.engine.runner import Runner
 from agentlab.errors import AgentLabError, Busy, Conflict, Invalid, InvalidTransition
 from agentlab.model import plan
@@ -30,10 +29,9 @@ from agentlab.operations import (
 )
 from agentlab.operations.asked import digest_of, earlier
 from agentlab.operations.context import World
-from agentlab.store import events, jobs, operations, sandboxes, workspaces
+from agentlab.store import events, operations, sandboxes, workspaces
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
-from agentlab.units import render_duration
 
 _MOST_CORES, _MOST_MEMORY, _LEAST_MEMORY = 128, 64 * 1024 * 1024, 128
 _VERBS = {
@@ -143,7 +141,7 @@ def act(world: World, runner: Runner, kind: str, reference: str, key: str, **giv
         except InvalidTransition as error:
             raise InvalidTransition(
                 f"cannot {verb} sandbox {sandbox.vmid}: it is {sandbox.state}",
-                hint=_remedy(sandbox) or error.hint, details=error.details,
+                hint=remedy(sandbox) or error.hint, details=error.details,
             ) from error  # fmt: skip
         if kind == sandbox_power.START and given.get("queue") is False:
             limits = world.config.limits
@@ -152,7 +150,7 @@ def act(world: World, runner: Runner, kind: str, reference: str, key: str, **giv
     return _submit(world, runner, kind, reference, key, verb, check, given)
 
 
-def _remedy(sandbox: Sandbox) -> str:
+def remedy(sandbox: Sandbox) -> str:
     """What leads on from states that people run into."""
     vmid = sandbox.vmid
     return {
@@ -276,6 +274,7 @@ def _job_is_in(verb: str, sandbox: Sandbox, holder: OperationRow) -> Busy:
 def destroy(world: World, runner: Runner, reference: str, key: str, *, force: bool) -> str:
     """The operation that destroys a sandbox; with `force` from any state, a running job's too."""
     taken: list[OperationRow] = []
+    absent = None if force else _without_vm(world, reference)
     with world.store.write() as tx:
         sandbox = sandboxes.get_live(tx, reference)
         digest = digest_of(sandbox_destroy.DESTROY, sandbox.id, force)
@@ -291,6 +290,12 @@ def destroy(world: World, runner: Runner, reference: str, key: str, *, force: bo
         if holder is None:
             if not force:
                 sandbox_destroy.refuse(sandbox)
+            if sandbox == absent:
+                raise Conflict(
+                    f"failed to destroy sandbox {sandbox.vmid}: its VM is gone",
+                    hint=f"agentlab sandbox destroy --force {sandbox.vmid}",
+                    details={"state": sandbox.state.value},
+                )
         elif holder.kind in (sandbox_destroy.DESTROY, sandbox_destroy.EXPIRE):
             return holder.id
         elif not force:
@@ -307,6 +312,16 @@ def destroy(world: World, runner: Runner, reference: str, key: str, *, force: bo
     for each in taken:
         _hurry(world, runner, sandbox.vmid, each)
     return identity
+
+
+def _without_vm(world: World, reference: str) -> Sandbox | None:
+    """The sandbox as it was before the hypervisor was sure that there is no VM of it, else None."""
+    with world.store.read() as tx:
+        sandbox = sandboxes.get_live(tx, reference)
+    try:
+        return sandbox if world.hypervisor.status(sandbox.vmid) is None else None
+    except AgentLabError:
+        return None  # whoever destroys it will see
 
 
 def _refuse_destroy(sandbox: Sandbox, holder: OperationRow) -> None:
@@ -346,11 +361,16 @@ def update(
         ("cores", cores, 1, _MOST_CORES), ("memory", memory, _LEAST_MEMORY, _MOST_MEMORY),
     ):  # fmt: skip
         if value and not low <= value <= high:
-            raise Invalid(f"{key}: must be from {low} to {high}", details={"path": key})
+            raise Invalid(
+                f"{key}: must be from {low} to {high}", details={"path": key},
+                hint="such as --cores 4" if key == "cores" else "such as --memory 8G",
+            )  # fmt: skip
     with world.store.write() as tx:
         sandbox = sandboxes.get_live(tx, reference)
         if sandbox.state is SandboxState.DESTROYED:
-            raise Conflict(f"cannot update sandbox {sandbox.vmid}: it is DESTROYED")
+            raise Conflict(
+                f"cannot update sandbox {sandbox.vmid}: it is DESTROYED", hint=remedy(sandbox)
+            )
         size = (cores or sandbox.cores, memory or sandbox.memory)
         if size != (sandbox.cores, sandbox.memory):
             admit.refuse_never(world.config.limits, *size)
@@ -372,47 +392,3 @@ def update(
                 facts={"cores": size[0], "memory": size[1], "labels": changed.labels},
             )  # fmt: skip
     return changed
-
-
-def renew(world: World, runner: Runner, reference: str, ttl: int) -> Sandbox:
-    """A lease of `ttl` seconds from now on (0: as long as before); for a RUNNING sandbox only."""
-    with world.store.write() as tx:
-        sandbox = sandboxes.get_live(tx, reference)
-        if sandbox.state is not SandboxState.RUNNING:
-            raise InvalidTransition(
-                f"sandbox lease not renewable: sandbox {sandbox.vmid} is {sandbox.state}, "
-                "and only RUNNING supports it",
-                hint=_renewable(sandbox),
-                details={
-                    "state": sandbox.state.value,
-                    "allowed": list(SANDBOX.allowed(sandbox.state)),
-                },
-            )
-        length = ttl or sandbox.ttl
-        extend(tx, sandbox, length)
-        if sandbox.job and (holder := operations.holder_of(tx, f"sandbox:{sandbox.vmid}")):
-            tx.on_commit(lambda: runner.wake(holder.id))
-        return sandboxes.get(tx, sandbox.vmid)
-
-
-def extend(tx: Tx, sandbox: Sandbox, length: float) -> None:
-    """Moves the end of a lease, and of its job when there is one that runs."""
-    until = clock.now() + length
-    sandboxes.set_lease(tx, sandbox.vmid, until, ttl=length)
-    holder = operations.holder_of(tx, f"sandbox:{sandbox.vmid}")
-    if holder is not None and holder.kind == job_run.KIND:
-        jobs.set_deadline(tx, holder.job, job_run.deadline_of(until))
-    events.append(
-        tx, "sandbox.lease",
-        f"the lease of sandbox {sandbox.vmid} was renewed for {render_duration(length)}",
-        job=sandbox.job, vmid=sandbox.vmid, facts={"until": until, "ttl": length},
-    )  # fmt: skip
-
-
-def _renewable(sandbox: Sandbox) -> str:
-    vmid = sandbox.vmid
-    if sandbox.state is SandboxState.TIMEOUT:
-        return f"its lease is over: agentlab sandbox destroy --force {vmid}, and make a new one"
-    if sandbox.state is SandboxState.READY:
-        return f"it is RUNNING when somebody has been in it: agentlab sandbox exec {vmid} -- true"
-    return _remedy(sandbox) or f"see what it does: agentlab sandbox show {vmid}"

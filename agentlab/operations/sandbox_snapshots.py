@@ -5,16 +5,15 @@ A work disk is never a part of them: it is detached before, and attached again a
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 
 from agentlab.engine.step import Call, Operation, Output, Result, Step
-from agentlab.errors import Conflict, InvalidTransition, NotFound, NotOurs
+from agentlab.errors import Busy, Conflict, InvalidTransition, NotFound, NotOurs
 from agentlab.model.sandbox import CLEAN, SANDBOX, Sandbox, SandboxEvent, SandboxState
 from agentlab.operations import admit
 from agentlab.operations.boot import Boot, handed_over, is_off, unfence
 from agentlab.operations.context import World
-from agentlab.operations.sandbox_power import halt
+from agentlab.operations.sandbox_power import halt, halting
 from agentlab.operations.turn import STEP as TURN
 from agentlab.operations.turn import Check, turn
 from agentlab.store import events, sandboxes, workspaces
@@ -24,10 +23,10 @@ from agentlab.store.operations import OperationRow
 REVERT, SAVE, DELETE = "sandbox.revert", "sandbox.snapshot", "sandbox.snapshot_delete"
 _S = SandboxState
 REVERTIBLE = (_S.READY, _S.RUNNING, _S.SUSPENDED, _S.COMPLETED, _S.FAILED, _S.STOPPED)
-_GUEST = 150.0
 _LONG = 600.0
 _QUICK = 120.0
 _ADMIT = 7000.0
+_TRIES = 7  # about a minute
 
 
 def refuse(sandbox: Sandbox, verb: str, states: Sequence[SandboxState], hint: str = "") -> None:
@@ -77,9 +76,20 @@ class _Disks:
         return list(hypervisor.attached(vmid, owner=self._world.installation))
 
     def give_back(self, call: Call) -> Result:
-        """As `attach`; a machine that is gone, or another's by now, has nothing to be given."""
-        with contextlib.suppress(NotFound, NotOurs):
+        """As `attach`; a machine that is gone, or another's by now, has nothing to be given.
+
+        Nor has one that does not take it, since it is locked: it would be tried again for ever,
+        and nobody could destroy the sandbox.  The lease stays, by which the next start attaches it.
+        """
+        try:
             self.attach(call)
+        except (NotFound, NotOurs):
+            pass
+        except Conflict as refused:
+            if isinstance(refused, Busy) and call.attempts < _TRIES:
+                raise
+            text = f"its work disk is not attached: {refused.message}"
+            return lambda tx: _told(tx, call, f"sandbox {call.operation.vmid}: {text}")
         return None
 
     def attach(self, call: Call) -> Result:
@@ -161,7 +171,7 @@ def revert(world: World) -> Operation:
         [
             turn(work.begin),
             Step("look", work.look, _QUICK),
-            Step("halt", work.halt, boot.slow(_GUEST)),
+            Step("halt", work.halt, halting(world)),
             disks.detaching(),
             Step("rollback", work.rollback, _LONG),
             disks.attaching(),
@@ -214,7 +224,7 @@ class _Revert:
         with call.store.read() as tx:
             stopped = sandboxes.get(tx, vmid).state is _S.STOPPED
         if not stopped and call.outputs["look"].get("works") is True:
-            halt(self._world, vmid)
+            halt(self._world, call)
         if not stopped:
             self._world.hypervisor.stop(vmid, owner=self._world.installation)
             unfence(self._world, vmid)

@@ -32,10 +32,13 @@ from agentlab.operations.asked import digest_of, earlier
 from agentlab.operations.context import World
 from agentlab.operations.sandbox_requests import plan_sandbox
 from agentlab.operations.turn import words
-from agentlab.operations.workspace_turn import refuse_making, subject_of
+from agentlab.operations.workspace_hold import next_in_line, refuse_awaited
+from agentlab.operations.workspace_turn import refuse_made, refuse_making, subject_of
 from agentlab.store import operations, sandboxes, sessions, workspaces
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
+
+_COMES = "it is just being resumed"
 
 
 def create(world: World, runner: Runner, spec: SessionSpec, key: str) -> tuple[str, str]:
@@ -126,12 +129,18 @@ def _unbound(tx: Tx, name: str) -> Workspace:
     subject = subject_of(workspace.id)
     holder = operations.holder_of(tx, subject)
     for each in (holder, *operations.waiting_for(tx, subject)):
-        if each is not None and each.kind == workspace_volume.DELETE:
+        if each is not None and _frees(each):
             raise Conflict(
                 f"cannot use workspace {name}: it is being deleted",
                 hint="see: agentlab workspace list",
             )
     return workspace
+
+
+def _frees(operation: OperationRow) -> bool:
+    """Whether an operation on a workspace ends it."""
+    deletes_both = operation.kind == session_stop.DELETE and session_stop.with_workspace(operation)
+    return deletes_both or operation.kind == workspace_volume.DELETE
 
 
 def resume(
@@ -221,7 +230,8 @@ def _refuse_running(tx: Tx, session: Session, workspace: Workspace) -> None:
 def stop(world: World, runner: Runner, name: str, key: str, *, force: bool = False) -> str:
     """The operation that ends the session's sandbox well; "" for a session that is stopped.
 
-    Busy while a job runs in it; `force` cancels that first.
+    Busy while a job runs in it, or is about to, or a resume is under way; `force` cancels that
+    first.
     """
     digest = digest_of(session_stop.STOP, name, force)
     with world.store.write() as tx:
@@ -231,13 +241,16 @@ def stop(world: World, runner: Runner, name: str, key: str, *, force: bool = Fal
         session, workspace = _whole(tx, name)
         sandbox = sandboxes.find(tx, workspace.vmid) if workspace.vmid else None
         if sandbox is None or sandbox.id != workspace.holder:
-            return ""
+            return _stop_coming(tx, runner, session, (key, digest), force=force)
         _refuse_under_way(tx, session, subject_of(workspace.id), "stop")
         holder = operations.holder_of(tx, f"sandbox:{sandbox.vmid}")
         if holder is not None and holder.kind == session_stop.STOP:
             return holder.id
         if holder is not None and holder.kind in (job_run.KIND, sandbox_create.KIND):
-            _evict(tx, runner, session, sandbox.vmid, holder, force=force)
+            runs = f"job {holder.job} runs in it" if holder.job else _COMES
+            _evict(tx, runner, session, holder, runs, force=force)
+            if holder.job:
+                sandboxes.set_held(tx, sandbox.vmid, held=True)
         sessions.touch(tx, session.id)
         return runner.submit(
             tx, session_stop.STOP, [f"sandbox:{sandbox.vmid}"], {"id": sandbox.id},
@@ -256,19 +269,35 @@ def _refuse_under_way(tx: Tx, session: Session, subject: str, verb: str) -> None
         )
 
 
+def _stop_coming(
+    tx: Tx, runner: Runner, session: Session, request: tuple[str, str], *, force: bool
+) -> str:
+    """As `stop`, where no sandbox has the work yet: what is about to give it one is in the way.
+
+    What is cancelled turns back by itself: the operation ends after it.
+    """
+    coming = operations.holder_of(tx, subject_of_session(session.id)) or next_in_line(
+        tx, session.workspace
+    )
+    if coming is None:
+        return ""
+    if coming.kind == session_stop.STOP:
+        return coming.id
+    waits = f"job {coming.job} waits for its work" if coming.job else _COMES
+    _evict(tx, runner, session, coming, waits, force=force)
+    return runner.submit(tx, session_stop.STOP, [coming.subject], {}, in_turn=True, request=request)
+
+
 def _evict(
-    tx: Tx, runner: Runner, session: Session, vmid: int, holder: OperationRow, *, force: bool
+    tx: Tx, runner: Runner, session: Session, holder: OperationRow, what: str, *, force: bool
 ) -> None:
     if not force:
-        what = f"job {holder.job} runs in it" if holder.job else "it is just being resumed"
         end = f"agentlab job cancel {holder.job}, or " if holder.job else ""
         raise Busy(
             f"cannot stop session {session.name}: {what}",
             hint=f"wait for it, {end}use --force, which cancels it first",
             details={"operation": holder.id, "job": holder.job},
         )
-    if holder.job:
-        sandboxes.set_held(tx, vmid, held=True)
     runner.cancel(tx, holder.id)
 
 
@@ -304,10 +333,18 @@ def branch(
 ) -> tuple[str, str]:
     """The session of a branch of this session: found, or forked; its name, and the operation or ""."""
     parse_branch(branch)
+    digest = digest_of("session.branch", name, branch, snapshot)
     with world.store.write() as tx:
-        return begin_branch(world, runner, tx, name, branch, snapshot, (key, digest_of(
-            "session.branch", name, branch, snapshot
-        )))  # fmt: skip
+        before = earlier(tx, key, digest)
+        if before is not None:
+            return _name_made(tx, before), before.id
+        return begin_branch(world, runner, tx, name, branch, snapshot, (key, digest))
+
+
+def _name_made(tx: Tx, operation: OperationRow) -> str:
+    """The session that an operation was asked to make: it is called like its workspace."""
+    made = workspaces.by_id(tx, int(str(operation.input["made"])))
+    return made.name if made else ""
 
 
 def begin_branch(
@@ -342,8 +379,10 @@ def delete(world: World, runner: Runner, name: str, key: str, *, with_workspace:
                 hint=f"stop it first: agentlab session stop {name}",
                 details={"vmid": workspace.vmid},
             )
-        refuse_making(workspace, "delete")
+        refuse_made(tx, workspace, "delete")
         _refuse_under_way(tx, session, subject_of_session(session.id), "delete")
+        if with_workspace:
+            refuse_awaited(tx, workspace, "delete")
         return runner.submit(
             tx, session_stop.DELETE, [subject_of(workspace.id)],
             {"workspace": workspace.id, "session": session.id, "with_workspace": with_workspace},

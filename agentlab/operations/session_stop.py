@@ -8,19 +8,18 @@ from agentlab.engine.step import Call, Operation, Output, Result, Step
 from agentlab.errors import Conflict
 from agentlab.model.sandbox import Sandbox, SandboxState
 from agentlab.model.workspace import Workspace
-from agentlab.operations.boot import Boot
 from agentlab.operations.context import World
 from agentlab.operations.sandbox_destroy import ending
-from agentlab.operations.sandbox_power import halt
+from agentlab.operations.sandbox_power import halt, halting
 from agentlab.operations.turn import is_gone, turn
-from agentlab.operations.workspace_turn import refuse_making, workspace_turn
+from agentlab.operations.workspace_hold import refuse_awaited
+from agentlab.operations.workspace_turn import refuse_made, workspace_turn
 from agentlab.operations.workspace_volume import freeing
 from agentlab.store import sessions
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
 
 STOP, DELETE = "session.stop", "session.delete"
-_GUEST = 150.0
 _QUICK = 60.0
 _POWERED = (SandboxState.READY, SandboxState.RUNNING, SandboxState.SUSPENDED,
             SandboxState.COMPLETED)  # fmt: skip
@@ -34,14 +33,14 @@ def stop(world: World) -> Operation:
 
     def shutdown(call: Call) -> Result:
         if not is_gone(call) and call.outputs["turn"].get("powered") is True:
-            halt(world, call.operation.vmid)
+            halt(world, call)
         return None
 
     return Operation(
         STOP,
         [
             turn(begin, absent_is_done=True),
-            Step("shutdown", shutdown, Boot(world).slow(_GUEST)),
+            Step("shutdown", shutdown, halting(world)),
             *ending(world),
         ],
     )
@@ -50,14 +49,17 @@ def stop(world: World) -> Operation:
 def delete(world: World) -> Operation:
     """The session's record; with `input.with_workspace` its workspace too, and all that is in it."""
 
-    def begin(_: Tx, workspace: Workspace, __: OperationRow) -> Mapping[str, object]:
+    def begin(tx: Tx, workspace: Workspace, operation: OperationRow) -> Mapping[str, object]:
         if workspace.nonce:
+            session = sessions.by_id(tx, int(str(operation.input["session"])))
+            name = session.name if session else ""
             raise Conflict(
-                f"cannot delete the session of workspace {workspace.name}: sandbox "
-                f"{workspace.vmid} has it",
-                hint="stop it first: agentlab session stop",
+                f"cannot delete session {name}: it runs in sandbox {workspace.vmid}",
+                hint=f"stop it first: agentlab session stop {name}".rstrip(),
             )
-        refuse_making(workspace, "delete")
+        refuse_made(tx, workspace, "delete")
+        if with_workspace(operation):
+            _refuse_others(tx, workspace, operation.input["session"])
         return {}
 
     def forget(call: Call) -> Result:
@@ -69,14 +71,27 @@ def delete(world: World) -> Operation:
 
         return write
 
-    def frees(operation: OperationRow) -> bool:
-        return operation.input.get("with_workspace") is True
-
     return Operation(
         DELETE,
         [
             workspace_turn(begin),
-            freeing(world, applies=frees),
+            freeing(world, applies=with_workspace),
             Step("forget", forget, _QUICK, no_return=True),
         ],
     )
+
+
+def with_workspace(operation: OperationRow) -> bool:
+    """Whether a session is deleted with its workspace."""
+    return operation.input.get("with_workspace") is True
+
+
+def _refuse_others(tx: Tx, workspace: Workspace, session: object) -> None:
+    """Conflict for work that another session has by now, or that one waits for."""
+    owner = sessions.of_workspace(tx, workspace.id)
+    if owner is not None and owner.id != session:
+        raise Conflict(
+            f"cannot delete workspace {workspace.name}: it belongs to session {owner.name} by now",
+            hint=f"delete both: agentlab session delete {owner.name} --with-workspace",
+        )
+    refuse_awaited(tx, workspace, "delete")

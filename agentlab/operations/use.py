@@ -7,15 +7,17 @@ from agentlab.operations.context import World
 from agentlab.store import events, operations, sandboxes
 
 
-def mark_used(world: World, vmid: int) -> None:
+def mark_used(world: World, vmid: int, *, identity: int = 0) -> None:
     """Moves a READY sandbox to RUNNING, because somebody works in it now.
 
     Not while an operation holds it (a job's own moves it when its task is delivered), and nothing
-    in any other state.
+    in any other state; with `identity` only the sandbox that has this id.
     """
     with world.store.write() as tx:
         sandbox = sandboxes.find(tx, vmid)
         if sandbox is None or sandbox.state is not SandboxState.READY:
+            return
+        if identity and sandbox.id != identity:
             return
         if operations.holder_of(tx, f"sandbox:{vmid}") is None:
             sandboxes.transition(tx, vmid, SandboxEvent.RUN, reason="in use")

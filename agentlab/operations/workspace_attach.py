@@ -16,7 +16,7 @@ from agentlab.model.workspace import Workspace
 from agentlab.operations import work_mount
 from agentlab.operations.boot import is_off, unfence
 from agentlab.operations.context import World
-from agentlab.operations.workspace_hold import next_in_line
+from agentlab.operations.workspace_hold import refuse_awaited
 from agentlab.operations.workspace_turn import (
     SANDBOX_TURN,
     is_gone,
@@ -25,7 +25,7 @@ from agentlab.operations.workspace_turn import (
     volid_of,
     workspace_turn,
 )
-from agentlab.store import workspaces
+from agentlab.store import sandboxes, workspaces
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
 
@@ -65,18 +65,6 @@ def refuse_second(tx: Tx, workspace: Workspace, sandbox: Sandbox) -> None:
         )
 
 
-def refuse_awaited(tx: Tx, workspace: Workspace) -> None:
-    """Conflict while a sandbox that is being made waits for it: who came first has it first."""
-    first = next_in_line(tx, workspace.id)
-    if first is not None:
-        whose = f"job {first.job}" if first.job else f"{first.kind} {first.id}"
-        raise Conflict(
-            f"cannot attach workspace {workspace.name}: {whose} waits for it",
-            hint=f"agentlab job cancel {first.job}" if first.job else "wait until it has had it",
-            details={"operation": first.id, "job": first.job},
-        )
-
-
 def attach(world: World) -> Operation:
     """Gives a sandbox the volume, running or not, and has a running guest mount it at /work."""
     work = Attaching(world)
@@ -84,7 +72,7 @@ def attach(world: World) -> Operation:
     def begin(tx: Tx, workspace: Workspace, operation: OperationRow) -> Mapping[str, object]:
         if workspace.holder != operation.input["sandbox"]:
             workspaces.refuse_attached(tx, workspace, "attach")
-            refuse_awaited(tx, workspace)
+            refuse_awaited(tx, workspace, "attach")
         return {}
 
     return Operation(
@@ -93,7 +81,7 @@ def attach(world: World) -> Operation:
             workspace_turn(begin),
             sandbox_turn(work.lease, undo=work.end_lease),
             Step("attach", work.plug, _PLUG, undo=work.unplug),
-            Step("mount", work.mount, guest_time(world), undo=work.unmount),
+            Step("mount", work.mount, mount_time(world), undo=work.unmount),
         ],
     )
 
@@ -163,7 +151,8 @@ class Attaching:
             workspace = live_workspace(tx, call.operation)
         if not running(self._world, vmid):
             return {"mounted": False}
-        return {"mounted": True, "made": work_mount.mount(self._world, workspace, vmid)}
+        made = work_mount.mount_in_time(self._world, call, workspace, vmid)
+        return {"mounted": True, "made": made}
 
     def unmount(self, call: Call) -> Result:
         if call.outputs[SANDBOX_TURN].get("had") is True:
@@ -175,17 +164,50 @@ class Attaching:
         return None
 
 
+def refuse_plugged(world: World, workspace: Workspace) -> None:
+    """Conflict while any machine has the volume, whosever it is: a look, no proof of its own."""
+    volume = world.volume(workspace.volid)
+    if volume is None or not volume.attached:
+        return
+    vmid = volume.attached[0]
+    machine = world.hypervisor.status(vmid)
+    ours = machine is not None and machine.owner == world.installation
+    raise Conflict(
+        f"cannot detach workspace {workspace.name}: VM {vmid} has its volume",
+        hint=f"see what mends that: agentlab workspace check {workspace.name}"
+        if ours
+        else f"it does not carry our mark: end it, or take {workspace.volid} out of it, by hand",
+        details={"vmid": vmid},
+    )
+
+
 def guest_time(world: World) -> Callable[[], float]:
     """A deadline for what a guest does; asked late, since the answer may take a KVM probe."""
     return lambda: _GUEST * world.hypervisor.capabilities.slowness
+
+
+def mount_time(world: World) -> Callable[[], float]:
+    """The deadline of a step with `mount_in_time`."""
+    answer = guest_time(world)
+    return lambda: answer() + work_mount.CHECK
+
+
+def unmount_time(world: World) -> Callable[[], float]:
+    """The deadline of a step with `unmount_in_time`."""
+    answer = guest_time(world)
+    return lambda: answer() + work_mount.WRITE
 
 
 def running(world: World, vmid: int) -> bool:
     """Whether there is a guest to be asked; Conflict for one that stands still."""
     machine = world.hypervisor.status(vmid)
     if machine is not None and machine.power is Power.PAUSED:
+        with world.store.read() as tx:
+            state = sandboxes.get(tx, vmid).state
+        note = "" if state is _S.SUSPENDED else "agentlab sandbox reconcile --apply, then "
         raise Conflict(
-            f"sandbox {vmid} is paused", hint=f"let it go on: agentlab sandbox resume {vmid}"
+            f"sandbox {vmid} is {state}, and its VM is paused",
+            hint=f"let it go on: {note}agentlab sandbox resume {vmid}",
         )
     return machine is not None and machine.power is not Power.STOPPED
 
@@ -195,15 +217,20 @@ def detach(world: World) -> Operation:
     work = Detaching(world)
 
     def begin(_: Tx, workspace: Workspace, operation: OperationRow) -> Mapping[str, object]:
-        held = workspace.holder != 0 and workspace.holder == operation.input["sandbox"]
-        return {"nonce": workspace.nonce if held else ""}
+        if workspace.holder not in (0, operation.input["sandbox"]):
+            raise Conflict(
+                f"cannot detach workspace {workspace.name}: sandbox {workspace.vmid} has it by now",
+                hint=f"if that is to give it up: agentlab workspace detach {workspace.name}",
+                details={"vmid": workspace.vmid},
+            )
+        return {"nonce": workspace.nonce}
 
     return Operation(
         DETACH,
         [
             workspace_turn(begin),
             sandbox_turn(may_detach),
-            Step("unmount", work.unmount, guest_time(world), undo=work.mount_again),
+            Step("unmount", work.unmount, unmount_time(world), undo=work.mount_again),
             Step("detach", work.unplug, _PLUG, undo=work.plug_again),
         ],
     )
@@ -227,7 +254,7 @@ class Detaching:
         with call.store.read() as tx:
             workspace = live_workspace(tx, call.operation)
         if running(self._world, vmid):
-            work_mount.unmount(self._world, workspace, vmid, force=force)
+            work_mount.unmount_in_time(self._world, call, workspace, vmid, force=force)
         return None
 
     def mount_again(self, call: Call) -> Result:
@@ -255,18 +282,27 @@ class Detaching:
         return None
 
     def unplug(self, call: Call) -> Result:
-        """The lease ends when the hypervisor has let go, and not before."""
+        """The lease ends when the hypervisor has let go, and not before.
+
+        A VM that is gone for us may be there still, without our mark or its record.
+        """
         nonce, identity = (
             str(call.outputs["turn"].get("nonce", "")),
             call.operation.input["workspace"],
         )
         if not nonce or not isinstance(identity, int):
             return None  # it was detached when the turn had come
+        surely = False
         if not is_gone(call):
             with contextlib.suppress(NotFound, NotOurs):
                 self._world.hypervisor.detach(
                     call.operation.vmid, volid_of(call), owner=self._world.installation
                 )
+                surely = True
+        if not surely:
+            with call.store.read() as tx:
+                workspace = live_workspace(tx, call.operation)
+            refuse_plugged(self._world, workspace)
 
         def write(tx: Tx) -> Output:
             workspaces.release(tx, identity, nonce, operation=call.operation.id)

@@ -15,6 +15,7 @@ from agentlab.errors import AgentLabError, Conflict, Internal
 from agentlab.model.workspace import Workspace, WorkspaceEvent, WorkspaceState
 from agentlab.operations.context import World
 from agentlab.operations.workspace_turn import workspace_turn
+from agentlab.operations.workspace_volume import need_snapshot
 from agentlab.store import events, operations, sessions, workspaces
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
@@ -55,6 +56,8 @@ def fork(world: World) -> Operation:
             source = _record(tx, call.operation.input["workspace"])
         snapshot = str(call.operation.input.get("snapshot", ""))
         if "before" not in call.saved:
+            if snapshot:
+                need_snapshot(world, source.volid, snapshot, "fork")
             _tell_how(world, call, source)
         return _new_volume(
             world, call, world.hypervisor.storage_of(source.volid),

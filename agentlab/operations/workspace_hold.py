@@ -57,9 +57,12 @@ class WorkspaceOfNew:
         # an operation ends by itself, a sandbox need not
         if workspace.state is WorkspaceState.ATTACHED and waited >= wait:
             over = f", and {render_duration(int(wait))} are over" if wait else ""
+            detach = f"detach it: agentlab workspace detach {workspace.name}"
             raise Conflict(
                 f"cannot use workspace {workspace.name}: {in_the_way}{over}",
-                hint="wait for it: --workspace-wait 1h",
+                hint=f"wait for it: --workspace-wait 1h; or {detach}"
+                if call.operation.job
+                else detach,
             )
         raise Later(_LOOK_AGAIN, f"workspace {workspace.name}: {in_the_way}")
 
@@ -114,6 +117,18 @@ def next_in_line(tx: Tx, workspace: int) -> OperationRow | None:
         if found.input.get("workspace") == workspace:
             return found
     return None
+
+
+def refuse_awaited(tx: Tx, workspace: Workspace, verb: str) -> None:
+    """Conflict while a sandbox that is being made waits for it: who came first has it first."""
+    first = next_in_line(tx, workspace.id)
+    if first is not None:
+        whose = f"job {first.job}" if first.job else f"{first.kind} {first.id}"
+        raise Conflict(
+            f"cannot {verb} workspace {workspace.name}: {whose} waits for it",
+            hint=f"agentlab job cancel {first.job}" if first.job else "wait until it has had it",
+            details={"operation": first.id, "job": first.job},
+        )
 
 
 def _in_the_way(tx: Tx, workspace: Workspace, call: Call) -> str:

@@ -7,23 +7,25 @@ the old one has the workspace as before.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 
+from agentlab.engine.runner import WORTH_A_RETRY
 from agentlab.engine.step import Call, Operation, Output, Result, Step
 from agentlab.errors import AgentLabError, Conflict, NotFound, NotOurs
 from agentlab.model.sandbox import Sandbox
 from agentlab.model.workspace import Workspace
 from agentlab.operations import work_mount
-from agentlab.operations.boot import close_record, handed_over, unfence
+from agentlab.operations.boot import close_record, handed_over, is_off, unfence
 from agentlab.operations.context import World
 from agentlab.operations.provision import Provision
-from agentlab.operations.workspace_attach import guest_time, refuse_sandbox, running
+from agentlab.operations.workspace_attach import mount_time, refuse_sandbox, running, unmount_time
 from agentlab.operations.workspace_turn import (
     live_workspace,
     lock_sandbox,
     volid_of,
     workspace_turn,
 )
-from agentlab.store import sandboxes, workspaces
+from agentlab.store import events, operations, sandboxes, workspaces
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
 
@@ -38,17 +40,32 @@ def operation(world: World) -> Operation:
     return Operation(
         KIND,
         [
-            workspace_turn(lambda *_: {}),
+            workspace_turn(_begin),
             *Provision(world, handed_over, workspace=False).steps(),
             Step(_OLD, move.old_turn, _TURN),
-            Step("unmount", move.unmount, guest_time(world), undo=move.mount_again),
+            Step("unmount", move.unmount, unmount_time(world), undo=move.mount_again),
             Step("detach", move.unplug, _PLUG, undo=move.plug_again),
             Step("lease", move.lease, _PLUG, undo=move.lease_back),
             Step("attach", move.plug, _PLUG, undo=move.unplug_new),
-            Step("mount", move.mount, guest_time(world), undo=move.unmount_new),
+            Step("mount", move.mount, mount_time(world), undo=move.unmount_new),
             Step("destroy_old", move.destroy_old, _END, no_return=True, applies=_destroys),
         ],
     )
+
+
+def _begin(_: Tx, workspace: Workspace, operation: OperationRow) -> Mapping[str, object]:
+    """Conflict when the sandbox that it was asked about has given it up, or handed it on."""
+    vmid, identity = _old_of(operation)
+    if workspace.holder != identity:
+        has = f"sandbox {workspace.vmid} has it" if workspace.holder else "no sandbox has it"
+        ask = f"agentlab workspace rebind {workspace.name}"
+        give = f"give it to a sandbox: agentlab workspace attach {workspace.name} SANDBOX"
+        raise Conflict(
+            f"cannot move workspace {workspace.name} from sandbox {vmid}: {has} by now",
+            hint=f"if it is to move again: {ask}" if workspace.holder else give,
+            details={"vmid": workspace.vmid},
+        )
+    return {}
 
 
 def _destroys(operation: OperationRow) -> bool:
@@ -57,14 +74,32 @@ def _destroys(operation: OperationRow) -> bool:
 
 def _old(call: Call) -> tuple[int, int]:
     """VMID of the old sandbox, and the id of its record."""
-    old = call.operation.input["old"]
+    return _old_of(call.operation)
+
+
+def _old_of(operation: OperationRow) -> tuple[int, int]:
+    old = operation.input["old"]
     if not isinstance(old, dict):
         raise TypeError("a rebind without an old sandbox")
     return int(old["vmid"]), int(old["id"])
 
 
 def _gone(call: Call) -> bool:
+    """Whether the old sandbox had given it up, or was gone itself, when its turn had come."""
     return call.outputs[_OLD].get("gone") is True
+
+
+def _stays(tx: Tx, vmid: int, operation: str, why: str, *, off: bool) -> Output:
+    """Says what has become of an old sandbox that could not be destroyed."""
+    reason = f"could not be destroyed: {why}"
+    if off:
+        is_off(tx, vmid, operation, reason)
+    events.append(
+        tx, KIND, f"the old sandbox {vmid} stays, it {reason}; when that is mended: "
+        f"agentlab sandbox destroy {vmid}", vmid=vmid, operation=operation,
+        facts={"vmid": vmid, "reason": why},
+    )  # fmt: skip
+    return {"stays": vmid}
 
 
 class _Move:
@@ -76,10 +111,16 @@ class _Move:
             return live_workspace(tx, call.operation)
 
     def old_turn(self, call: Call) -> Result:
-        """Waits until nobody works on the old sandbox; one that is gone has given it up already."""
+        """Waits until nobody works on the old sandbox.
+
+        One that has it no more is left alone: whatever it has now is not ours to take.
+        """
 
         def write(tx: Tx) -> Output:
-            sandbox = lock_sandbox(tx, call, *_old(call))
+            vmid, identity = _old(call)
+            if live_workspace(tx, call.operation).holder != identity:
+                return {"gone": True}
+            sandbox = lock_sandbox(tx, call, vmid, identity)
             if sandbox is None:
                 return {"gone": True}
             refuse_sandbox(sandbox, "detach")
@@ -91,12 +132,13 @@ class _Move:
         vmid, _ = _old(call)
         if not _gone(call) and running(self._world, vmid):
             force = call.operation.input.get("force") is True
-            work_mount.unmount(self._world, self._workspace(call), vmid, force=force)
+            workspace = self._workspace(call)
+            work_mount.unmount_in_time(self._world, call, workspace, vmid, force=force)
         return None
 
     def mount_again(self, call: Call) -> Result:
         vmid, _ = _old(call)
-        if not _gone(call):
+        if self._has_it(call):
             with contextlib.suppress(AgentLabError):
                 if running(self._world, vmid):
                     work_mount.mount(self._world, self._workspace(call), vmid)
@@ -108,10 +150,15 @@ class _Move:
         return None
 
     def plug_again(self, call: Call) -> Result:
-        if not _gone(call):
+        """A lease without its disk helps nobody, and a disk without a lease harms its content."""
+        if self._has_it(call):
             with contextlib.suppress(NotFound, NotOurs):
                 self._attach(call, _old(call)[0])
         return None
+
+    def _has_it(self, call: Call) -> bool:
+        """Whether the old sandbox has the lease now."""
+        return not _gone(call) and self._workspace(call).holder == _old(call)[1]
 
     def lease(self, call: Call) -> Result:
         """From the old one to the new one in one step: nobody gets in between."""
@@ -157,7 +204,8 @@ class _Move:
         return None
 
     def mount(self, call: Call) -> Result:
-        work_mount.mount(self._world, self._workspace(call), call.operation.vmid)
+        vmid = call.operation.vmid
+        work_mount.mount_in_time(self._world, call, self._workspace(call), vmid)
         return None
 
     def unmount_new(self, call: Call) -> Result:
@@ -166,15 +214,29 @@ class _Move:
         return None
 
     def destroy_old(self, call: Call) -> Result:
-        vmid, _ = _old(call)
+        """The move is done: one that cannot be destroyed (it is protected, say) stays, off.
+
+        However long that takes, nobody waits for the workspace or for the new one.
+        """
+        vmid, identity, off = _old(call)[0], call.operation.id, False
+        with call.store.write() as tx:
+            operations.unlock(tx, identity, call.operation.subject)
+            operations.unlock(tx, identity, f"sandbox:{call.operation.vmid}")
         if _gone(call):
             return None
-        with contextlib.suppress(NotOurs):
-            self._world.hypervisor.stop(vmid, owner=self._world.installation)
-        unfence(self._world, vmid)
-        with contextlib.suppress(NotOurs):
-            self._world.hypervisor.destroy(vmid, owner=self._world.installation)
-        return lambda tx: close_record(tx, vmid, "", call.operation.id)
+        try:
+            with contextlib.suppress(NotOurs):
+                self._world.hypervisor.stop(vmid, owner=self._world.installation)
+            unfence(self._world, vmid)
+            off = True
+            with contextlib.suppress(NotOurs):
+                self._world.hypervisor.destroy(vmid, owner=self._world.installation)
+        except WORTH_A_RETRY:
+            raise
+        except AgentLabError as error:
+            why = error.message
+            return lambda tx: _stays(tx, vmid, identity, why, off=off)
+        return lambda tx: close_record(tx, vmid, "", identity)
 
     def _attach(self, call: Call, vmid: int) -> None:
         self._world.hypervisor.attach(vmid, volid_of(call), owner=self._world.installation)

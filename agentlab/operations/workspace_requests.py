@@ -9,7 +9,7 @@ from agentlab import clock
 from agentlab.engine.runner import Runner
 from agentlab.errors import Busy, Conflict, Invalid
 from agentlab.model.ids import new_id
-from agentlab.model.sandbox import SandboxSpec, parse_snapshot_name
+from agentlab.model.sandbox import Sandbox, SandboxSpec, parse_snapshot_name
 from agentlab.model.workspace import (
     Workspace,
     WorkspaceSpec,
@@ -26,7 +26,8 @@ from agentlab.operations import (
 from agentlab.operations.asked import digest_of, earlier
 from agentlab.operations.context import World
 from agentlab.operations.sandbox_requests import plan_sandbox
-from agentlab.operations.workspace_turn import refuse_making, subject_of
+from agentlab.operations.workspace_hold import refuse_awaited
+from agentlab.operations.workspace_turn import refuse_made, refuse_making, subject_of
 from agentlab.store import operations, sandboxes, workspaces
 from agentlab.store.db import Tx
 
@@ -91,7 +92,7 @@ def attach(world: World, runner: Runner, name: str, sandbox: str, key: str) -> s
         refuse_making(workspace, "attach")
         if workspace.holder != box.id:
             workspaces.refuse_attached(tx, workspace, "attach")
-            workspace_attach.refuse_awaited(tx, workspace)
+            refuse_awaited(tx, workspace, "attach")
         _refuse_job(tx, workspace, box.vmid, f"attach workspace {name} to")
         return runner.submit(
             tx, workspace_attach.ATTACH, [subject_of(workspace.id)],
@@ -160,7 +161,7 @@ def delete(world: World, runner: Runner, name: str, key: str) -> str:
     """The operation that deletes a workspace with all that is in it."""
     return _detached(
         world, runner, workspace_volume.DELETE, "delete", name, key, {},
-        workspace_volume.refuse_bound,
+        workspace_volume.refuse_needed,
     )  # fmt: skip
 
 
@@ -210,7 +211,10 @@ def _detached(
             return before.id
         workspace = workspaces.get(tx, name)
         workspaces.refuse_attached(tx, workspace, verb)
-        refuse_making(workspace, verb)
+        if kind == workspace_volume.DELETE:
+            refuse_made(tx, workspace, verb)
+        else:
+            refuse_making(workspace, verb)
         if check is not None:
             check(tx, workspace)
         return runner.submit(
@@ -268,13 +272,7 @@ def rebind(
         before = earlier(tx, key, digest)
         if before is not None:
             return before.id
-        workspace = workspaces.get(tx, name)
-        held = sandboxes.find(tx, workspace.vmid) if workspace.vmid else None
-    if held is None or held.id != workspace.holder:
-        raise Conflict(
-            f"cannot rebind workspace {name}: no sandbox has it",
-            hint=f"attach it: agentlab workspace attach {name} SANDBOX",
-        )
+        _, held = _held(tx, name)
     spec = dataclasses.replace(
         spec, profile=spec.profile or held.profile, labels=spec.labels or held.labels
     )
@@ -284,6 +282,7 @@ def rebind(
         before = earlier(tx, key, digest)
         if before is not None:
             return before.id
+        workspace, _ = _held(tx, name)  # another one by now: its turn refuses that
         _refuse_job(tx, workspace, held.vmid, f"rebind workspace {name}, which is with")
         return runner.submit(
             tx, workspace_rebind.KIND, [subject_of(workspace.id)],
@@ -298,6 +297,18 @@ def rebind(
             },
             operation=identity, in_turn=True, request=(key, digest),
         )  # fmt: skip
+
+
+def _held(tx: Tx, name: str) -> tuple[Workspace, Sandbox]:
+    """A workspace and the sandbox that has it; Conflict when there is none."""
+    workspace = workspaces.get(tx, name)
+    held = sandboxes.find(tx, workspace.vmid) if workspace.vmid else None
+    if held is None or held.id != workspace.holder:
+        raise Conflict(
+            f"cannot rebind workspace {name}: no sandbox has it",
+            hint=f"attach it: agentlab workspace attach {name} SANDBOX",
+        )
+    return workspace, held
 
 
 def clear_lease(world: World, name: str, *, force: bool) -> Workspace:

@@ -111,3 +111,9 @@ def refuse_making(workspace: Workspace, verb: str) -> None:
             f"cannot {verb} workspace {workspace.name}: it is being made",
             hint=f"see: agentlab workspace show {workspace.name}",
         )
+
+
+def refuse_made(tx: Tx, workspace: Workspace, verb: str) -> None:
+    """As `refuse_making`, but for one that nothing makes any more: it can be deleted."""
+    if operations.of_made(tx, workspace.id) is not None:
+        refuse_making(workspace, verb)

@@ -8,6 +8,7 @@ from agentlab.engine.step import Call, Operation, Output, Result, Step, always
 from agentlab.errors import Conflict, NotFound
 from agentlab.model.workspace import Workspace, WorkspaceEvent
 from agentlab.operations.context import World
+from agentlab.operations.workspace_hold import refuse_awaited
 from agentlab.operations.workspace_turn import volid_of, workspace_turn
 from agentlab.store import events, sessions, workspaces
 from agentlab.store.db import Tx
@@ -74,32 +75,34 @@ def delete(world: World) -> Operation:
 
     def begin(tx: Tx, workspace: Workspace, _: OperationRow) -> Mapping[str, object]:
         workspaces.refuse_attached(tx, workspace, "delete")
-        refuse_bound(tx, workspace)
+        refuse_needed(tx, workspace)
         return {}
 
     return Operation(DELETE, [workspace_turn(begin), freeing(world)])
 
 
-def refuse_bound(tx: Tx, workspace: Workspace) -> None:
-    """Conflict while a session needs it."""
+def refuse_needed(tx: Tx, workspace: Workspace) -> None:
+    """Conflict while a session needs it, or one that waits for it."""
     session = sessions.of_workspace(tx, workspace.id)
     if session is not None:
         raise Conflict(
             f"cannot delete workspace {workspace.name}: it belongs to session {session.name}",
             hint=f"delete both: agentlab session delete {session.name} --with-workspace",
         )
+    refuse_awaited(tx, workspace, "delete")
 
 
 def freeing(world: World, *, applies: Callable[[OperationRow], bool] = always) -> Step:
     """The end of a workspace, from which nothing leads back."""
 
     def free(call: Call) -> Result:
-        world.hypervisor.free(volid_of(call), owner=world.installation)
+        volid = volid_of(call)
+        if volid:  # one that was never made has none
+            world.hypervisor.free(volid, owner=world.installation)
+        event = WorkspaceEvent.DELETE if volid else WorkspaceEvent.GIVE_UP
 
         def write(tx: Tx) -> Output:
-            workspaces.transition(
-                tx, _identity(call), WorkspaceEvent.DELETE, operation=call.operation.id
-            )
+            workspaces.transition(tx, _identity(call), event, operation=call.operation.id)
             return {}
 
         return write
@@ -135,7 +138,7 @@ def restore(world: World) -> Operation:
 
     def back(call: Call) -> Result:
         volid, name = volid_of(call), str(call.operation.input["name"])
-        _need(world, volid, name, "restore")
+        need_snapshot(world, volid, name, "restore")
         world.hypervisor.rollback_volume(volid, name, owner=world.installation)
         size = _size_of(world, volid)
 
@@ -155,7 +158,7 @@ def delete_snapshot(world: World) -> Operation:
     def drop(call: Call) -> Result:
         volid, name = volid_of(call), str(call.operation.input["name"])
         if call.saved.get("begun") is not True:
-            _need(world, volid, name, "delete")
+            need_snapshot(world, volid, name, "delete")
             call.save(begun=True)
         world.hypervisor.delete_volume_snapshot(volid, name, owner=world.installation)
         return lambda tx: _told(tx, call, f"snapshot {name} was deleted", name=name)
@@ -165,7 +168,8 @@ def delete_snapshot(world: World) -> Operation:
     )
 
 
-def _need(world: World, volid: str, name: str, verb: str) -> None:
+def need_snapshot(world: World, volid: str, name: str, verb: str) -> None:
+    """NotFound says which snapshots there are."""
     there = world.hypervisor.volume_snapshots(volid, owner=world.installation)
     if name not in there:
         raise NotFound(

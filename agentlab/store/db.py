@@ -15,6 +15,14 @@ from agentlab.store.migrate import make_private, migrate
 
 _BUSY_MS = 10_000
 _IDLE_READERS = 16
+_OURS = (sqlite3.IntegrityError, sqlite3.ProgrammingError)
+_HELD = "see who holds it: lsof PATH; end what is stale, or: systemctl restart agentlabd"
+_DAMAGED = (
+    "stop agentlabd and copy the file; then: "
+    'sqlite3 PATH "PRAGMA integrity_check;", and: sqlite3 PATH "VACUUM;"; '
+    "when that does not repair it, put a backup in its place"
+)
+_OTHER = "is the disk full or broken, or are there too many open files?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,28 +46,23 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         _keep_private(path)
-        self._writer = _connect(path)
+        with _told("open", path):
+            self._writer = _opened(path)
         self._write_lock = threading.Lock()
         self._readers: list[sqlite3.Connection] = []  # those that nobody reads with now
         self._closed = False
         self._news = threading.Condition()
         self._commits = 0
-        migrate(self._writer, path)
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Tx]:
-        """One transaction, all or nothing; Unavailable when the file is locked or the disk full."""
+        """One transaction, all or nothing; Unavailable when the file is locked, damaged or full."""
         tx = Tx(self._writer)
-        with self._write_lock:
+        with self._write_lock, _told("write", self.path):
             try:
                 self._writer.execute("BEGIN IMMEDIATE")
                 yield tx
                 self._writer.execute("COMMIT")
-            except sqlite3.OperationalError as error:
-                raise Unavailable(
-                    f"cannot write {self.path}: {_sentence(error)}",
-                    hint="is the disk full, or another program holding the file?",
-                ) from error
             finally:
                 if self._writer.in_transaction:
                     self._writer.rollback()
@@ -72,7 +75,7 @@ class Store:
     @contextlib.contextmanager
     def read(self) -> Iterator[Tx]:
         """A consistent view; never blocks a writer.  Unavailable when it cannot be had."""
-        try:
+        with _told("read", self.path):
             connection = self._reader()
             try:
                 connection.execute("BEGIN")
@@ -85,11 +88,6 @@ class Store:
                     connection.close()
                 else:
                     self._readers.append(connection)
-        except sqlite3.OperationalError as error:
-            raise Unavailable(
-                f"cannot read {self.path}: {_sentence(error)}",
-                hint="are there too many open files, or is the disk full or broken?",
-            ) from error
 
     def _reader(self) -> sqlite3.Connection:
         try:
@@ -132,17 +130,47 @@ def _keep_private(path: Path) -> None:
             beside.chmod(0o600)
 
 
+def _opened(path: Path) -> sqlite3.Connection:
+    """The connection that writes, to a file that has been brought up to date."""
+    connection = _connect(path)
+    try:
+        migrate(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=_BUSY_MS / 1000, isolation_level=None, check_same_thread=False
     )
-    connection.row_factory = sqlite3.Row
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
+    try:
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
-def _sentence(error: sqlite3.OperationalError) -> str:
-    # the guide names this message
-    return "database locked" if "locked" in str(error) else str(error)
+@contextlib.contextmanager
+def _told(verb: str, path: Path) -> Iterator[None]:
+    """What is wrong with the file becomes Unavailable; a statement that is wrong stays what it is."""
+    try:
+        yield
+    except _OURS:
+        raise
+    except sqlite3.DatabaseError as error:
+        said = str(error)
+        if "locked" in said:
+            said, hint = "database locked", _HELD  # the guide names this message
+        elif "malformed" in said or "not a database" in said:
+            hint = _DAMAGED
+        else:
+            hint = _OTHER
+        raise Unavailable(
+            f"cannot {verb} {path}: {said}", hint=hint.replace("PATH", str(path))
+        ) from error

@@ -1,4 +1,8 @@
-"""Operations, their steps and the subjects that they lock."""
+"""Operations, their steps and the subjects that they lock.
+
+Who came first is told by `rowid`, the order in which they were written: clocks are set back.
+(`+rowid` sorts what the index of unfinished ones has found, and reads no others.)
+"""
 
 from __future__ import annotations
 
@@ -98,18 +102,18 @@ def ahead(tx: Tx, operation: OperationRow, step: str) -> OperationRow | None:
     row = tx.execute(
         "SELECT operation.* FROM operation JOIN step ON step.operation = operation.id"
         " WHERE operation.subject = ? AND operation.state = 'doing' AND step.name = ?"
-        " AND step.state = 'doing' ORDER BY operation.created, operation.id LIMIT 1",
+        " AND step.state = 'doing' ORDER BY operation.rowid LIMIT 1",
         (operation.subject, step),
     ).fetchone()
     return None if row is None or row["id"] == operation.id else _operation(row)
 
 
 def at_step(tx: Tx, step: str) -> list[str]:
-    """Operations that are at a step now, those that came to it first before the others."""
+    """Operations that are at a step now, those that were asked for first before the others."""
     rows = tx.execute(
         "SELECT step.operation FROM step JOIN operation ON operation.id = step.operation"
         " WHERE step.name = ? AND step.state = 'doing' AND operation.state = 'doing'"
-        " ORDER BY step.started, step.operation",
+        " ORDER BY operation.rowid",
         (step,),
     )
     return [row["operation"] for row in rows]
@@ -119,7 +123,7 @@ def waiting_for(tx: Tx, subject: str) -> list[OperationRow]:
     """Unfinished operations that have named a subject theirs and do not hold it yet."""
     rows = tx.execute(
         "SELECT * FROM operation WHERE subject = ? AND state = 'doing' AND id NOT IN"
-        " (SELECT operation FROM subject WHERE name = ?) ORDER BY created, id",
+        " (SELECT operation FROM subject WHERE name = ?) ORDER BY rowid",
         (subject, subject),
     )
     return [_operation(row) for row in rows]
@@ -167,9 +171,7 @@ def get(tx: Tx, operation: str) -> OperationRow:
 
 def unfinished(tx: Tx) -> list[OperationRow]:
     """All that have to go on, oldest first."""
-    rows = tx.execute(
-        "SELECT * FROM operation WHERE state IN ('doing', 'undoing') ORDER BY created, id"
-    )
+    rows = tx.execute("SELECT * FROM operation WHERE state IN ('doing', 'undoing') ORDER BY +rowid")
     return [_operation(row) for row in rows]
 
 

@@ -188,7 +188,7 @@ def storing(request: pytest.FixtureRequest) -> Bench:
 @pytest.fixture
 def file_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """As `node`, with a storage that has files in it; on it, as root, the daemon runs."""
-    made = FileNode(tmp_path / "lab")
+    made = FileNode(tmp_path / "lab", guests=SimulatedGuests())
     made.make_template(name="debian-12", size=1 << 30)
     empty = tmp_path / "empty.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(empty), "1G"], check=True)
@@ -289,7 +289,11 @@ def _powered(
 # The table of cases and drivers, at the end of a run
 
 _DRIVERS = ("local", "api", "shell")
-_SHARED = [Path(__file__).with_name(name) for name in ("test_hypervisor.py", "test_volumes.py")]
+_SHARED = [
+    Path(__file__).with_name(name)
+    for name in ("test_hypervisor.py", "test_volumes.py", "test_work.py")
+]
+_BENCHES = ("bench", "storing", "powered")
 _CASES = tables.Table(
     "the contract: case by driver", key=("case",), columns={each: each for each in _DRIVERS}
 )
@@ -304,6 +308,20 @@ def pytest_runtest_makereport(
     if item.path in _SHARED and driver in _DRIVERS:
         case = getattr(item, "originalname", item.name).removeprefix("test_").replace("_", " ")
         if report.when == "call" or report.outcome != "passed":
-            _CASES.note(item, [case], {driver: report.outcome})
+            _CASES.note(item, [case], {**_not_asked(item), driver: report.outcome})
             report.user_properties = list(item.user_properties)
     return report
+
+
+def _not_asked(item: pytest.Item) -> dict[str, tables.Cell]:
+    """The drivers that a case is not for, and why; with power, `shell` differs from `api` in its
+    transport alone."""
+    for mark in item.iter_markers("parametrize"):
+        if mark.args[0] in _BENCHES:
+            asked = list(mark.args[1])
+            left = [driver for driver in _DRIVERS if driver not in asked]
+            return {
+                driver: "as api" if driver == "shell" and "api" in asked else "not asked"
+                for driver in left
+            }
+    return {}

@@ -8,11 +8,15 @@ import pty
 import re
 import shlex
 import subprocess
+import tarfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.lab import ROOT, Lab
+from tests.tables import Table
 
 GUIDE = ROOT.parent / "shared" / "guide" / "troubleshooting.md"
 _COPIES = ROOT / "tests" / "data" / "guide"
@@ -31,13 +35,22 @@ class Topic:
 
 SANDBOXES = Topic(
     r"agentlab sandbox |qm destroy ",
-    ("Sandbox Operations", "Database Issues", "Common Error Messages", "Maintenance"),
+    (
+        "Sandbox Operations",
+        "Doctor Bundles",
+        "Database Issues",
+        "Common Error Messages",
+        "Maintenance",
+    ),
     _COPIES / "sandbox_lines.txt",
 )
 WORKSPACES = Topic(
-    r"agentlab (workspace|session) ", ("Workspace Issues",), _COPIES / "workspace_lines.txt"
+    r"agentlab (workspace|session) ",
+    ("Workspace Issues", "Doctor Bundles"),
+    _COPIES / "workspace_lines.txt",
 )
 TOPICS = (SANDBOXES, WORKSPACES)
+TRANSCRIPTS = Table("The guide's lines, as they were run", ("story",))
 
 
 def extract(guide: str, topic: Topic) -> list[str]:
@@ -64,15 +77,39 @@ def lines(topic: Topic) -> list[str]:
 
 
 class Reader:
-    """Somebody who follows the guide: runs its lines, and prints what they say."""
+    """Somebody who follows the guide: runs its lines, and writes down what they say."""
 
-    def __init__(self, lab: Lab, topic: Topic = SANDBOXES) -> None:
-        self._lab, self._topic = lab, topic
+    def __init__(self, lab: Lab, topic: Topic, story: str) -> None:
+        """`story` is what the transcript is called."""
+        self._lab, self._topic, self._story = lab, topic, story
+        self._ran: set[str] = set()
+        self._file = ROOT / "build" / f"guide-{story}.txt"
+        self._file.parent.mkdir(exist_ok=True)
+        self._file.write_text("")
 
     def guide(self, line: str, status: int = 0, *, says: str = "", answer: str = "") -> str:
         """Runs a line that must be in the guide; `says` is its text with < > filled in."""
-        assert line in lines(self._topic), f"not in the guide: {line}"
+        self.is_run(line)
         return self.run(says or line, status, answer=answer)
+
+    def is_run(self, line: str) -> None:
+        """A line that must be in the guide is run, here or by the test itself."""
+        assert line in lines(self._topic), f"not in the guide: {line}"
+        self._ran.add(line)
+
+    def not_run(self) -> list[str]:
+        """The guide's lines of which nobody has run any so far."""
+        return [line for line in lines(self._topic) if line not in self._ran]
+
+    def tell(self, item: pytest.Item) -> None:
+        """Names the transcript at the end of the run."""
+        said = {"lines of the guide": str(len(self._ran)), "file": f"build/{self._file.name}"}
+        TRANSCRIPTS.note(item, [self._story], said)
+
+    def note(self, text: str) -> None:
+        print(f"\n{text}")
+        with self._file.open("a") as file:
+            file.write(f"{text}\n\n")
 
     def run(self, line: str, status: int = 0, *, answer: str = "") -> str:
         """Runs a line; with `answer` on a terminal, where its question is answered so."""
@@ -84,7 +121,7 @@ class Reader:
         else:
             done = self._lab.cli(*words[1:])
             got, said = done.returncode, done.stdout + done.stderr
-        print(f"\n$ {line}\n{said.rstrip()}\n[status {got}, {time.monotonic() - begun:.1f} s]")
+        self.note(f"$ {line}\n{said.rstrip()}\n[status {got}, {time.monotonic() - begun:.1f} s]")
         assert got == status, said
         return said
 
@@ -117,6 +154,13 @@ def _read(master: int) -> bytes:
         return os.read(master, 65536)
     except OSError:
         return b""
+
+
+def bundled(path: Path) -> dict[str, str]:
+    """What is in a doctor bundle, by name."""
+    with tarfile.open(path) as archive:
+        found = {each.name.partition("/")[2]: archive.extractfile(each) for each in archive}
+        return {name: file.read().decode() for name, file in found.items() if file}
 
 
 def write_copies() -> None:

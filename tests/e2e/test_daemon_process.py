@@ -187,6 +187,19 @@ def test_an_idle_daemon_is_small(process: Process) -> None:
         process.ended(child, signal.SIGTERM)
 
 
+def test_a_damaged_database_is_told_with_what_to_do(process: Process) -> None:
+    path = process.folder / "data" / "agentlab.db"
+    path.parent.mkdir()
+    path.write_bytes(b"not a database" * 1000)
+    done = subprocess.run(
+        process.command(), cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+    error, hint = [line for line in done.stderr.splitlines() if " info: " not in line]
+    assert done.returncode == 1
+    assert error == f"error: cannot start: cannot open {path}: file is not a database"
+    assert hint.startswith("hint: stop agentlabd and copy the file")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -1,6 +1,6 @@
 """The guide's lines about sandboxes, run as written, and the life that they belong to.
 
-Each line is printed with what it said (`-s` shows it).
+What each line said is in a file that is named at the end of the run (`-s` shows it, too).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.e2e.guide import Reader
+from tests.e2e.guide import SANDBOXES, Reader, bundled
 from tests.e2e.lab import Lab, laboratory
 from tests.e2e.proxmox import Node, proxmox_laboratory
 
@@ -46,22 +46,28 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
             lab = stack.enter_context(laboratory())
         lab.profile("demo", "true", memory=512 if node else 256)
         lab.start()
-        reader = Reader(lab)
-        print(f"\n\n===== hypervisor: {request.param} =====")
+        reader = Reader(lab, SANDBOXES, f"sandboxes-{request.param}")
         reader.run("agentlab template build debian-12")
 
         def remove(vmid: int) -> None:
             if node is None:
                 shutil.rmtree(lab.scratch / "data/machines" / str(vmid))
             else:
+                reader.is_run("qm destroy <vmid>")
+                reader.note(f"$ qm destroy {vmid}")
                 qm_destroy(lab, vmid)
 
         yield Place(lab, reader, remove, node)
 
 
+@pytest.fixture(autouse=True)
+def tell(place: Place, request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    place.reader.tell(request.node)
+
+
 def qm_destroy(lab: Lab, vmid: int) -> None:
     """The guide's `qm destroy <vmid>`."""
-    print(f"\n$ qm destroy {vmid}")
     environment = {**os.environ, "PATH": f"{lab.path}:{os.environ['PATH']}"}
     subprocess.run(
         ["ip", "netns", "exec", lab.namespace, "qm", "destroy", str(vmid)],
@@ -99,6 +105,15 @@ def test_a_life_by_the_guide(place: Place) -> None:
     say.run(f"agentlab sandbox pause {vmid}")
     say.run(f"agentlab sandbox resume {vmid}")
 
+    # one file for somebody else to look at; a directory gets a file of its own name
+    out = place.lab.scratch / "bundles"
+    doctor = "agentlab sandbox doctor <vmid> --out <path>"
+    say.guide(doctor, says=f"agentlab sandbox doctor {vmid} --out {out}/")
+    found = bundled(out / f"agentlab-sandbox-{vmid}.tar.gz")
+    assert json.loads(found["sandbox.json"])["vmid"] == int(vmid)
+    assert '"error"' not in found["machine.json"]
+    say.guide(doctor, 1, says=f"agentlab sandbox doctor {vmid} --out {out}/")  # it stays
+
     # stopped, its files are kept; a stopped one has no lease that runs
     say.run(f"agentlab sandbox stop {vmid}")
     said = say.guide(renew, 1, says=f"agentlab sandbox lease renew --ttl 4h {vmid}")
@@ -129,7 +144,7 @@ def test_a_life_by_the_guide(place: Place) -> None:
 def test_what_nobody_waits_for_and_what_is_orphaned(place: Place) -> None:
     say, lab = place.reader, place.lab
     asked = ["sandbox", "new", "--profile", "demo", "--no-wait", "--json"]
-    doomed, orphan = (json.loads(lab.cli(*asked).stdout)["vmid"] for _ in range(2))
+    doomed, orphan, lost = (json.loads(lab.cli(*asked).stdout)["vmid"] for _ in range(3))
 
     # from every state, and what was under way with it ends
     say.guide(
@@ -137,6 +152,7 @@ def test_what_nobody_waits_for_and_what_is_orphaned(place: Place) -> None:
     )
     said = say.run(f"agentlab sandbox stop {orphan}")  # in its turn, when it has been made
     assert "waits for sandbox.create" in said
+    say.run(f"agentlab sandbox stop {lost}")
 
     # TIMEOUT, and its VM is gone: nothing that happens by itself, so we make it
     lab.stop()
@@ -144,6 +160,12 @@ def test_what_nobody_waits_for_and_what_is_orphaned(place: Place) -> None:
     with contextlib.closing(sqlite3.connect(lab.database)) as connection, connection:
         connection.execute("UPDATE sandbox SET state = 'TIMEOUT' WHERE vmid = ?", (orphan,))
     lab.start()
+
+    # no plain destroy in TIMEOUT
+    destroy = "agentlab sandbox destroy <vmid>"
+    said = say.guide(destroy, 1, says=f"agentlab sandbox destroy {orphan}", answer="y")
+    assert f"failed to destroy sandbox {orphan}: it is TIMEOUT" in said
+    assert "--force" in said
     shown = say.guide("agentlab sandbox show <vmid>", says=f"agentlab sandbox show {orphan}")
     assert re.search(r"state +TIMEOUT", shown)
     assert re.search(r"power +absent", shown)
@@ -151,10 +173,26 @@ def test_what_nobody_waits_for_and_what_is_orphaned(place: Place) -> None:
     assert f"sandbox {orphan} " in said
     assert "removed" in said
     assert "nothing to prune" in say.guide("agentlab sandbox prune")
+
+    # none of a VM that is gone either; with --force the record is closed
+    place.remove(lost)
+    said = say.guide(destroy, 1, says=f"agentlab sandbox destroy {lost}", answer="y")
+    assert f"failed to destroy sandbox {lost}: its VM is gone" in said
+    assert f"agentlab sandbox destroy --force {lost}" in said
+    force = "agentlab sandbox destroy --force <vmid>"
+    say.guide(force, says=f"agentlab sandbox destroy --force {lost}")
+    assert re.search(r"state +DESTROYED", say.run(f"agentlab sandbox show {lost}"))
     say.run("agentlab sandbox reconcile")
     say.run("agentlab sandbox inventory")
     assert lab.leftovers() == []
-    told = f"missing VM: sandbox {orphan} is TIMEOUT"  # if the daemon has seen it before prune
-    assert [each for each in lab.warnings() if told not in each] == []
+    # if the daemon has seen them before we did
+    told = (f"missing VM: sandbox {orphan} is TIMEOUT", f"missing VM: sandbox {lost} is STOPPED")
+    assert [each for each in lab.warnings() if not any(one in each for one in told)] == []
     if place.node:
         assert place.node.leftovers() == []
+
+
+def test_no_line_of_the_guide_was_left_out(place: Place) -> None:
+    """The last one: what stands above has run them all; `qm` there is on Proxmox alone."""
+    left = place.reader.not_run()
+    assert [line for line in left if place.node or not line.startswith("qm ")] == []

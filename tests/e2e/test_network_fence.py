@@ -694,7 +694,7 @@ def test_tap_cut_off_half_way_is_gone(lab: Lab) -> None:
     def half() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(bridge, "_batch", die)
-            bridge.ensure_tap(lab.settings, "tapx")
+            bridge.ensure_taps(lab.settings, ["tapx"])
 
     with pytest.raises(Killed):
         inside(lab.host, half)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from agentlab.model.profile import NetworkMode
 from agentlab.network import nft
 from agentlab.network.address import mac_for, tap_name
+from agentlab.network.rules import plan_tables
 from agentlab.network.settings import PRIVATE, Member, NetworkSettings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the module beside this file
@@ -53,6 +54,6 @@ def test_kernel_has_what_was_rendered(
         Member(vmid, tap_name("vmbr1", vmid), mac_for("lab", vmid), SUBNET[2 + number], mode)
         for number, (vmid, mode) in enumerate(vmids.items())
     ]
-    text = nft.render_ruleset(chosen, members)
+    text = nft.render_tables(plan_tables(chosen, members))
     netlab.shell("ip", "netns", "exec", netns, "nft", "-c", "-f", "-", stdin=text)
     netlab.inside(netns, lambda: nft.apply_ruleset(chosen, members))  # reads back, too

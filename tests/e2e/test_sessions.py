@@ -25,6 +25,7 @@ def place(program: Path) -> Iterator[Place]:
     with workspace_laboratory(program) as made:
         made.lab.profile("work", GO_ON)
         made.lab.profile("net", GO_ON, network="nat")
+        made.lab.profile("look", "pwd; cat README; git branch --show-current")
         git_repo(made.lab.scratch / "repo")
         yield made
         assert made.lab.warnings() == []
@@ -79,6 +80,33 @@ def test_a_second_job_goes_on_with_what_the_first_left(place: Place) -> None:
     assert "STOPPED" in said
     place.run("session delete --yes --with-workspace fix")
     assert volumes(lab) == []
+
+
+def test_a_path_goes_by_its_branch_and_another_is_not_the_same(place: Place) -> None:
+    lab, repo, other = place.lab, place.lab.scratch / "branches", place.lab.scratch / "other"
+    git_repo(repo)
+    git_repo(other)
+    place.run("workspace create paths --size 128M")
+
+    def commit(path: Path, text: str, *branch: str) -> None:
+        (path / "README").write_text(text)
+        who = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+        for words in (["checkout", "-q", *branch], [*who, "commit", "-qam", text]):
+            subprocess.run(["git", *words], cwd=path, check=True)
+
+    first = ended(place, lab.run_job("look", "t", repo, "--workspace", "paths"))
+    assert first == ["/work/repo", "hello", "main"]
+    commit(repo, "more\n", "-b", "feature")
+    second = ended(place, lab.run_job("look", "t", repo, "--workspace", "paths"))
+    assert second[1:] == ["/work/repo", "more", "feature"]
+    # Without a commit in common: the first ones are the same when they are of the same second.
+    commit(other, "other\n", "--orphan", "trunk")
+    refused = lab.wait_final(str(lab.run_job("look", "t", other, "--workspace", "paths")["id"]))
+    assert refused["state"] == "FAILED"
+    assert "checkout: cannot check out: /work/repo holds something else" in str(refused["reason"])
+    third = ended(place, lab.run_job("look", "t", repo, "--workspace", "paths", "--ref", "main"))
+    assert third[1:] == ["/work/repo", "hello", "main"]
+    place.run("workspace delete --yes paths")
 
 
 def test_a_job_waits_visibly_for_a_workspace(place: Place) -> None:

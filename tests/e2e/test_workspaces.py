@@ -131,7 +131,7 @@ def test_a_fork_and_its_source_leave_each_other_alone(kept: Kept) -> None:
     kept.detach()
     place.run("workspace detach try", what="detach")
     place.run("workspace delete --yes try")
-    place.run("workspace snapshot delete data before")
+    place.run("workspace snapshot delete --yes data before")
 
 
 def test_its_sandbox_is_reverted_stopped_and_destroyed(kept: Kept) -> None:
@@ -141,10 +141,15 @@ def test_its_sandbox_is_reverted_stopped_and_destroyed(kept: Kept) -> None:
     place.run("sandbox revert --yes two", what="revert of its sandbox")
     assert place.say("two", "ls /root; cat /work/later") == "later"
     assert place.sum("two") == kept.digest
+    place.say("two", "echo x >/root/mark; sync")
     place.run("sandbox stop two")
+    place.run("sandbox snapshot save two marked")
     kept.detach()
     kept.attach("two")  # without power
-    place.run("sandbox start two")
+    place.run("sandbox revert --yes two")
+    place.run("sandbox snapshot restore --yes --restart two marked", what="restore of its sandbox")
+    assert place.say("two", "cat /root/mark /work/later") == "x\nlater"
+    assert place.sum("two") == kept.digest
     place.say("two", "rm /work/later; echo unsynced >/work/last")
     place.run("sandbox destroy --force two")
     assert place.show("data")["state"] == "DETACHED"
@@ -164,7 +169,7 @@ def test_who_uses_it_is_named_and_ended_by_force(kept: Kept) -> None:
     assert "sleep (" in said
     assert "--force" in said
     assert place.say("one", "pgrep -x sleep; ls /work").endswith("data\nlog\nlost+found")
-    said = place.run("workspace rebind data --name new", 1)
+    said = place.run("workspace rebind --yes data --name new", 1)
     assert "sleep (" in said
     assert place.show("data")["sandbox"] == "one"
     assert place.say("one", "pgrep -x sleep; ls /work").endswith("data\nlog\nlost+found")
@@ -258,7 +263,8 @@ def test_a_directory_that_is_gone(kept: Kept, tmp_path: Path) -> None:
     kept.detach()
     refused_and_mended(place)
     kept.attach("one")
-    assert place.say("one", "cat /work/lost+found/*/inside /work/broken/inside 2>&1 || true")
+    found = "find /work/lost+found /work/broken -type f -exec cat {} + 2>/dev/null || true"
+    assert place.say("one", found) == "kept"
     place.say("one", "rm -rf /work/broken /work/lost+found/*")
     assert place.sum("one") == kept.digest
     kept.detach()
@@ -306,7 +312,7 @@ def test_what_is_killed_while_it_is_detached_ends(kept: Kept) -> None:
     kept.detach()
     place.killed_at("after:do:rollback", "workspace snapshot restore --yes data killed")
     assert place.last("workspace.restore") == ("done", "")
-    place.run("workspace snapshot delete data killed")
+    place.run("workspace snapshot delete --yes data killed")
     place.killed_at("after:do:copy", "workspace fork data --name copy")
     assert place.last("workspace.fork") == ("done", "")
     place.killed_after(0.2, "workspace fork data --name copy2")  # in the midst of the copying
@@ -324,14 +330,26 @@ def test_what_is_killed_while_it_is_detached_ends(kept: Kept) -> None:
     kept.check()
 
 
+def test_a_killed_revert_of_its_sandbox_ends(kept: Kept) -> None:
+    """The root disk is back, and the work disk is out: the next daemon gives it back."""
+    place = kept.place
+    kept.attach("two")
+    place.say("two", "echo x >/root/mark; sync; echo unsynced >/work/last")
+    place.killed_at("after:do:rollback", "sandbox revert --yes two")
+    assert place.last("sandbox.revert") == ("done", "")
+    assert place.say("two", "ls /root; cat /work/last; rm /work/last") == "unsynced"
+    assert place.sum("two") == kept.digest
+    kept.detach()
+
+
 def test_a_killed_rebind_ends(kept: Kept) -> None:
     place = kept.place
     kept.attach("two")
-    place.killed_at("after:do:detach", "workspace rebind data --name new")  # nobody has it
+    place.killed_at("after:do:detach", "workspace rebind --yes data --name new")  # nobody has it
     assert place.last("workspace.rebind") == ("done", "")
     assert place.lab.ask("sandbox", "show", kept.two)["state"] == "DESTROYED"
     assert place.sum("new") == kept.digest
-    place.run("workspace rebind data --name two", what="rebind, with a new sandbox")
+    place.run("workspace rebind --yes data --name two", what="rebind, with a new sandbox")
     shown = place.show("data")
     assert shown["sandbox"] == "two"
     kept.two = str(shown["vmid"])

@@ -77,6 +77,10 @@ class Place:
         """The image of its volume."""
         return self.lab.scratch / f"data/volumes/{self.show(workspace)['number']}/disk.qcow2"
 
+    def volumes(self) -> list[str]:
+        """The volumes that there are."""
+        return volumes(self.lab)
+
     def detached(self, workspace: str) -> None:
         """Whatever has it gives it up."""
         self.run(f"workspace detach {workspace}")

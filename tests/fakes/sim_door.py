@@ -23,8 +23,8 @@ from agentlab.operations import requests, session_requests, workspace_requests
 class Asked:
     """`name` is a workspace's, or with a verb that begins with "session" a session's.
 
-    `to` is a sandbox, or the name of what is made; for a job its task.  `size` in MiB, `wait` in
-    seconds.
+    `to` is a sandbox, the name of what is made, or a branch; for a job its task.  With "job in a
+    branch" the name is a session's, and `snapshot` the branch.  `size` in MiB, `wait` in seconds.
     """
 
     verb: str
@@ -56,11 +56,13 @@ def open_door() -> None:
 
 def _ask(daemon: Daemon, request: Request[Asked]) -> Answer:
     asked = request.document
-    if asked.verb == "job":
+    if asked.verb in ("job", "job in a branch"):
+        where = {"workspace": asked.name}
+        if asked.verb != "job":
+            where = {"session": asked.name, "branch": asked.snapshot}
         repo = Repo(url="https://example.org/x.git")
-        spec = JobSpec(
-            repo, asked.to, asked.profile or "demo", workspace=asked.name, workspace_wait=asked.wait
-        )
+        profile = asked.profile or "demo"
+        spec = JobSpec(repo, asked.to, profile, workspace_wait=asked.wait, **where)
         job = requests.create_job(daemon.world, daemon.runner, spec, request.key)
         return Answer(job.operation, job.id)
     if asked.verb.startswith("session"):
@@ -112,6 +114,8 @@ def _session(daemon: Daemon, asked: Asked, key: str) -> str:
             return sessions.stop(*at, name, key, force=asked.force)
         case "fork":
             return sessions.fork(*at, name, key, new=asked.to, snapshot=asked.snapshot)[1]
+        case "branch":
+            return sessions.branch(*at, name, asked.to, key, snapshot=asked.snapshot)[1]
         case "delete":
             return sessions.delete(*at, name, key, with_workspace=asked.force)
     raise AssertionError(asked.verb)

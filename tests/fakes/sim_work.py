@@ -97,8 +97,10 @@ class WorkDisks:
         match words:
             case ["mount", "--wait", _, *more] if set(more) <= {"--make"}:
                 said = self.mount(vm, make="--make" in more)
-            case ["unmount", *more] if set(more) <= {"--force"}:
+            case ["unmount", *more, "--within", _] if set(more) <= {"--force"}:
                 said = self.unmount(vm.vmid, force="--force" in more)
+            case ["status"]:
+                said = {"mounted": self.is_mounted(vm.vmid), "present": vm.vmid in self._locks}
             case _:
                 return 2, "", f"usage: {words}"
         return (1 if "error" in said else 0), json.dumps(said), ""

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from agentlab.errors import Busy, Conflict, Invalid, NotFound, NotOurs
+from agentlab.errors import Busy, Conflict, DeadlineExceeded, Invalid, NotFound, NotOurs
 from agentlab.hypervisor.base import (
     Capabilities,
     ExecResult,
@@ -39,7 +39,10 @@ class FakeVolume:
 class WorkHypervisor(FakeHypervisor):
     """`attached` says which volume a machine has, `mounted` in which guests it is mounted.
 
-    `busy` has what uses /work in a guest; a guest in `mute` answers nothing.
+    `busy` has what uses /work in a guest; a guest in `mute` answers nothing.  `asked` has the words
+    of all that runners were asked, with the time that was given; one in `old` knows no option of
+    `unmount` but --force.  `writing` says how often a guest will not have written all out in time,
+    and `checking` how often it will not have checked the file system.
     """
 
     stored: dict[str, FakeVolume] = field(default_factory=dict)
@@ -47,6 +50,10 @@ class WorkHypervisor(FakeHypervisor):
     mounted: set[int] = field(default_factory=set)
     busy: dict[int, list[dict[str, object]]] = field(default_factory=dict)
     mute: set[int] = field(default_factory=set)
+    old: set[int] = field(default_factory=set)
+    asked: list[tuple[list[str], float]] = field(default_factory=list)
+    writing: dict[int, int] = field(default_factory=dict)
+    checking: int = 0
     thin: bool = False
     capabilities: Capabilities = field(
         default=Capabilities("", 1.0, memory_start=False, volumes=True, volume_tools=True)
@@ -57,18 +64,37 @@ class WorkHypervisor(FakeHypervisor):
     def exec(
         self, vmid: int, argv: Sequence[str], *, owner: str, stdin: bytes = b"", timeout: float
     ) -> ExecResult:
-        if list(argv[:3]) != [RUNNER, "guest", "work"]:
+        sync = list(argv) == ["sync", "-f", "--", "/work"]
+        if list(argv[:3]) != [RUNNER, "guest", "work"] and not sync:
             return super().exec(vmid, argv, owner=owner, stdin=stdin, timeout=timeout)
         self._called("exec")
         self._ours(vmid, owner)
         if self.machines[vmid].power is not Power.RUNNING or vmid in self.mute:
             raise Busy(f"the guest of machine {vmid} does not answer")
-        answer = (
-            self._mount(vmid, "--make" in argv)
-            if argv[3] == "mount"
-            else self._unmount(vmid, "--force" in argv)
-        )
+        words = ["sync"] if sync else list(argv[3:])
+        self.asked.append((words, timeout))
+        if words[0] in ("sync", "unmount") and self._is_late(vmid):
+            raise DeadlineExceeded(f"{argv[0]} in the guest took longer than {timeout:.0f} s")
+        if sync:
+            return ExecResult(0, b"", b"")
+        if words[0] == "mount" and self.checking:
+            self.checking -= 1
+            raise DeadlineExceeded(f"{argv[0]} in the guest took longer than {timeout:.0f} s")
+        if vmid in self.old and "--within" in argv:
+            return ExecResult(2, b"", b"usage: agentlab guest work ...")
+        answer = self._answer(vmid, words)
         return ExecResult(1 if "error" in answer else 0, json.dumps(answer).encode(), b"")
+
+    def _is_late(self, vmid: int) -> bool:
+        self.writing[vmid] = left = self.writing.get(vmid, 0) - 1
+        return left >= 0
+
+    def _answer(self, vmid: int, words: Sequence[str]) -> dict[str, object]:
+        if words[0] == "mount":
+            return self._mount(vmid, "--make" in words)
+        if words[0] == "status":
+            return {"mounted": vmid in self.mounted, "present": vmid in self.plugged}
+        return self._unmount(vmid, "--force" in words)
 
     def _mount(self, vmid: int, make: bool) -> dict[str, object]:
         volid = self.plugged.get(vmid)
@@ -98,7 +124,7 @@ class WorkHypervisor(FakeHypervisor):
         if vmid in self.mounted:
             self.mounted.discard(vmid)
             volid = self.plugged.get(vmid)
-            if volid is not None:
+            if volid in self.stored:
                 self.stored[volid].fs = "dirty"
 
     def stop(self, vmid: int, *, owner: str) -> None:

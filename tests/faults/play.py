@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -110,7 +111,7 @@ def die(
 ) -> list[str]:
     """Asks, waits for the daemon's death, and starts another one; asks again for what was asked.
 
-    `meanwhile` is done while there is no daemon, when the operation has been written down.
+    `target.died` says afterwards whether it was killed.  `meanwhile` is done while there is no daemon, when the operation has been written down.
     """
     with contextlib.suppress(Lost, Unreachable):
         target.operation = scenario.ask(bench, target)
@@ -120,7 +121,7 @@ def die(
         if time.monotonic() > until or (not busy and not bench.is_dead(0.3)):
             by_chance = " - - - " in kill  # a request looks first whether it is needed at all
             return [] if by_chance else ["the point was not reached"]
-    bench.reap()
+    target.died = bench.reap() == -signal.SIGKILL
     wrong = bench.uncovered()
     if meanwhile is not None:
         if not target.operation:

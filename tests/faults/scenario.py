@@ -25,6 +25,7 @@ class Target:
     clones: Counter[int] = field(default_factory=Counter)  # that there had been when it began
     boots: Counter[int] = field(default_factory=Counter)
     key: str = field(default_factory=lambda: f"k{secrets.token_hex(6)}")
+    died: bool = False  # the daemon was killed at the point that was asked for
     work: bool = False  # it is about the workspace that is called as the key
 
     @property

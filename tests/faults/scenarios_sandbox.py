@@ -75,6 +75,16 @@ def gone(bench: Bench) -> Target:
     return target
 
 
+def leftover(bench: Bench) -> Target:
+    """A machine with power that no record is about: the database was lost."""
+    target = ready(bench)
+    bench.stop()
+    bench.poke("DELETE FROM sandbox WHERE vmid = ?", target.vmid)
+    bench.poke("DELETE FROM operation WHERE vmid = ?", target.vmid)
+    bench.start()
+    return target
+
+
 def at_work(bench: Bench) -> Target:
     """A job that goes on until it is told to end."""
     job = bench.job("hold")
@@ -126,6 +136,15 @@ def expire(bench: Bench, target: Target) -> str:
         assert time.monotonic() < until, bench.sandbox(target.vmid)
         time.sleep(0.02)
     return str(rows[0]["id"])
+
+
+def mend(bench: Bench, target: Target) -> str:
+    """`reconcile --apply`, once: it has no key."""
+    sql = "SELECT id FROM operation WHERE vmid = ? AND kind = 'leftover.destroy'"
+    if not bench.rows(sql, target.vmid):
+        bench.ask(table.RECONCILE_APPLY)
+    (row,) = bench.rows(sql, target.vmid)
+    return str(row["id"])
 
 
 def run(task: str, profile: str = "demo") -> Callable[..., str]:
@@ -208,6 +227,8 @@ SANDBOX = (
     Scenario("expire", ready, expire, {**DONE, **GONE}),
     Scenario("expire, undone", ready, expire, {**FAILED, **GONE},
              fails="sandbox.expire destroy"),
+    Scenario("reconcile --apply of a leftover", leftover, mend,
+             {**DONE, "sandbox": "", "clones": 0, "starts": 0}),
     Scenario("job that succeeds", nothing, run("complete"),
              {**DONE, **GONE, "job": "COMPLETED", "clones": 1, "starts": 1}),
     Scenario("job that fails", nothing, run("fail"),

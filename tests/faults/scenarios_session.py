@@ -63,6 +63,15 @@ def runs(task: str, profile: str = "demo") -> Callable[[Bench, Target], str]:
     return ask
 
 
+def runs_in_branch(bench: Bench, target: Target) -> str:
+    """The branch has no session: one is forked for it, and the job waits for its workspace."""
+    answer = bench.door(
+        "job in a branch", target.key, key=target.key, to="complete", snapshot="fork"
+    )
+    target.job = answer.job
+    return answer.operation
+
+
 _S = ("",)  # the session is called as its workspace
 _ONCE = {**GONE, "clones": 1, "starts": 1}  # a sandbox that was made for it, and is gone
 
@@ -83,6 +92,11 @@ SESSION = (
              {**FAILED, **GONE, **apart(ALL, session=_S)}, fails="session.stop destroy"),
     Scenario("session fork", session, asks("session fork", to="fork"),
              {**DONE, **NOBODY, **apart("synced", session=["", "-fork"]), **forked("synced")}),
+    Scenario("session branch", session, asks("session branch", to="branch"),
+             {**DONE, **NOBODY, **apart("synced", session=["", "-fork"]), **forked("synced")}),
+    Scenario("session branch, undone", session, asks("session branch", to="branch"),
+             {**FAILED, **NOBODY, **apart("synced", session=_S), "fork workspace": "DELETED"},
+             fails="workspace.fork copy"),
     Scenario("session delete", session, asks("session delete"),
              {**DONE, **NOBODY, **apart("synced")}),
     Scenario("session delete --with-workspace", session, asks("session delete", force=True),
@@ -91,6 +105,9 @@ SESSION = (
              {**DONE, **_ONCE, "job": "COMPLETED", **apart(_LEFT)}),
     Scenario("job with a workspace, that fails", alone, runs("fail"),
              {**DONE, **_ONCE, "job": "FAILED", **apart(_LEFT)}),
+    Scenario("job in a branch's session", session, runs_in_branch,
+             {**DONE, **_ONCE, "job": "COMPLETED", **apart("synced", session=["", "-fork"]),
+              **forked(_LEFT)}),
     # its runner may be as quick as the failure: a task that writes would be a race
     Scenario("job with a workspace, undone", alone, runs("write nothing"),
              {**FAILED, **_ONCE, "job": "FAILED", **apart("synced")}, fails="job.run deliver"),

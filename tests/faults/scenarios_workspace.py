@@ -79,10 +79,13 @@ def in_use(bench: Bench) -> Target:
 
 
 def asks(verb: str, *, to: str = "", **given: Any) -> Callable[[Bench, Target], str]:
-    """`to` is "box" for the target's sandbox, "fork" for the name of what is made."""
+    """`to` is "box" for the target's sandbox, "fork" for the name of what is made.
+
+    "branch" is a branch whose session gets that name.
+    """
 
     def ask(bench: Bench, target: Target) -> str:
-        names = {"": "", "box": str(target.vmid), "fork": target.fork}
+        names = {"": "", "box": str(target.vmid), "fork": target.fork, "branch": "fork"}
         answer = bench.door(verb, target.key, key=target.key, to=names[to], **given)
         target.job = answer.job
         return answer.operation

@@ -56,9 +56,13 @@ class SessionList:
 
 @dataclass(frozen=True, slots=True)
 class SessionMade:
-    """A session that is there now; `operation` makes its workspace, null when that is there too."""
+    """A session that is there now; `operation` makes its workspace, null when that is there too.
 
-    session: SessionView
+    `session` is null when the operation has failed by now, which the same request is told again.
+    """
+
+    name: str
+    session: SessionView | None
     operation: OperationView | None
 
 

@@ -105,7 +105,7 @@ def _repo(ctx: Context, client: Client) -> m.RepoRequest:
     if "--depth" in ctx.args:
         raise Usage("cannot read the command line: --depth is for git URLs; a path goes whole")
     ctx.out.moving(f"packing {path}")
-    with packed(path, ref) as bundle:
+    with packed(path, ref or ctx.args.text("--branch")) as bundle:
         if bundle.dirty:
             files = "file" if bundle.dirty == 1 else "files"
             ctx.out.warn(f"{bundle.dirty} changed {files} in {path}: not included; commit first")
@@ -113,7 +113,7 @@ def _repo(ctx: Context, client: Client) -> m.RepoRequest:
         with bundle.path.open("rb") as file:
             client.put_bundle(file, bundle.sha256, bundle.size)
         ctx.out.note(f"sent {path} at {bundle.commit[:12]} ({size(bundle.size)})")
-    return m.RepoRequest(bundle=bundle.sha256)
+    return m.RepoRequest(bundle=bundle.sha256, ref=bundle.ref)
 
 
 def _task(ctx: Context) -> str:

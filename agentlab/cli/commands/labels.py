@@ -11,7 +11,10 @@ def pair(flag: str, text: str) -> tuple[str, str]:
     """Key and value, which may be empty; Usage names the flag."""
     key, equals, value = text.partition("=")
     if not (key and equals):
-        raise Usage(f"cannot read {flag} {text!r}: must be KEY=VALUE")
+        raise Usage(
+            f"cannot read {flag} {text!r}: must be KEY=VALUE",
+            hint=f"like {flag} ticket=42; a value may be empty, a key may not",
+        )
     return key, value
 
 

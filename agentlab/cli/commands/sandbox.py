@@ -116,8 +116,8 @@ def described(each: m.SandboxView) -> list[str]:
 def _possible(each: m.SandboxView) -> str:
     """What somebody may ask for now."""
     verbs = [_VERBS[event] for event in each.allowed if event in _VERBS]
-    if "destroy" in verbs:
-        verbs = [verb for verb in verbs if verb != "destroy --force"]
+    if {"destroy", "destroy --force"} <= set(verbs):
+        verbs.remove("destroy" if each.power == "absent" else "destroy --force")
     if each.state == "RUNNING":
         verbs.append("lease renew")
     return ", ".join(verbs)

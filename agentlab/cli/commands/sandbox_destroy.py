@@ -5,7 +5,7 @@ from __future__ import annotations
 from agentlab.api import messages as m
 from agentlab.api import table as api
 from agentlab.cli import watch
-from agentlab.cli.ask import confirm
+from agentlab.cli.ask import confirm, said_yes
 from agentlab.cli.command import Answer, Context
 from agentlab.cli.text import safe
 from agentlab.errors import AgentLabError
@@ -16,7 +16,7 @@ def destroy(ctx: Context) -> Answer:
     wait = not args.flag("--no-wait")
     client = ctx.client(waits=wait)
     sandbox = client.call(api.SANDBOX_SHOW, path={"vmid": args.text("SANDBOX")})
-    if not (args.flag("--yes") or args.flag("--force")):
+    if not said_yes(ctx):
         name = f"sandbox {sandbox.vmid} ({sandbox.name}, {sandbox.state})"
         confirm(ctx, f"destroy {name}", f"Destroy {name} and its disks?")
     what = f"destroy sandbox {sandbox.vmid}"

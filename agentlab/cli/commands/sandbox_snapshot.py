@@ -5,7 +5,7 @@ from __future__ import annotations
 from agentlab.api import messages as m
 from agentlab.api import table as api
 from agentlab.cli import watch
-from agentlab.cli.ask import confirm
+from agentlab.cli.ask import confirm, said_yes
 from agentlab.cli.command import Answer, Context, Usage
 from agentlab.cli.commands.sandbox_power import became
 from agentlab.cli.text import safe
@@ -28,8 +28,13 @@ def delete(ctx: Context) -> Answer:
     name = ctx.args.text("NAME")
     wait = not ctx.args.flag("--no-wait")
     client = ctx.client(waits=wait)
-    path = {"vmid": ctx.args.text("SANDBOX"), "name": name}
-    operation = client.act(api.SNAPSHOT_DELETE, path=path)
+    path = {"vmid": ctx.args.text("SANDBOX")}
+    if not said_yes(ctx) and name != _CLEAN:  # that one the daemon refuses
+        each = client.call(api.SANDBOX_SHOW, path=path)
+        path = {"vmid": str(each.vmid)}
+        what = f"snapshot {name} of sandbox {each.vmid}"
+        confirm(ctx, f"delete {what}", f"Delete {what} ({each.name})?")
+    operation = client.act(api.SNAPSHOT_DELETE, path={**path, "name": name})
     return _ended(
         ctx, client, operation, f"delete snapshot {name} of", f"deleting snapshot {name} of"
     )
@@ -65,7 +70,7 @@ def _back(ctx: Context, name: str) -> Answer:
     wait = not args.flag("--no-wait")
     client = ctx.client(waits=wait)
     path = {"vmid": args.text("SANDBOX")}
-    if not (args.flag("--yes") or args.flag("--force")):
+    if not said_yes(ctx):
         each = client.call(api.SANDBOX_SHOW, path=path)
         path = {"vmid": str(each.vmid)}
         confirm(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from agentlab.api import messages as m
 from agentlab.api import table as api
 from agentlab.cli import watch
-from agentlab.cli.ask import confirm
+from agentlab.cli.ask import confirm, said_yes
 from agentlab.cli.command import Answer, Context, Usage
 from agentlab.cli.commands.sandbox_new import key_for_ssh
 from agentlab.cli.commands.session_show import described
@@ -45,12 +45,12 @@ def branch(ctx: Context) -> Answer:
     request = m.BranchRequest(ctx.args.text("BRANCH"), ctx.args.text("--from-snapshot"))
     made = client.act(api.SESSION_BRANCH, request, path={"name": name})
     answer = _made(ctx, client, made, f"branch session {name}", f"branching session {name}")
-    return Answer(answer.document, [safe(made.session.name)])
+    return Answer(answer.document, [safe(made.name)])
 
 
 def _made(ctx: Context, client: Client, made: m.SessionMade, what: str, doing: str) -> Answer:
     """The session when its workspace is there, or at once with --no-wait."""
-    name = made.session.name
+    name = made.name
     if ctx.args.flag("--no-wait"):
         begun = [f"operation {safe(made.operation.id)}"] if made.operation else []
         return Answer(made, [f"session {safe(name)}", *begun])
@@ -115,7 +115,7 @@ def delete(ctx: Context) -> Answer:
     with_workspace = ctx.args.flag("--with-workspace")
     each = client.call(api.SESSION_SHOW, path={"name": name})
     work = f"workspace {each.workspace}"
-    if not ctx.args.flag("--yes"):
+    if not said_yes(ctx):
         goes = f" with {work} and all that is in it" if with_workspace else f"; {work} stays"
         confirm(ctx, f"delete session {name}", f"Delete session {name} ({each.state}){goes}?")
     ended = client.act(

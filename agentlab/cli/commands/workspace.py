@@ -7,7 +7,7 @@ from collections.abc import Callable
 from agentlab.api import messages as m
 from agentlab.api import table as api
 from agentlab.cli import watch
-from agentlab.cli.ask import confirm
+from agentlab.cli.ask import confirm, said_yes
 from agentlab.cli.command import Answer, Context, Usage
 from agentlab.cli.commands.workspace_show import described
 from agentlab.cli.text import safe, size
@@ -69,6 +69,9 @@ def rebind(ctx: Context) -> Answer:
         args.flag("--force"),
     )
 
+    if not (keep_old or said_yes(ctx)):
+        _give_up_old(ctx, name)
+
     def tell(client: Client, last: m.OperationView) -> Answer:
         each = client.call(api.WORKSPACE_SHOW, path={"name": name})
         where = f"sandbox {each.vmid} ({safe(each.sandbox)})"
@@ -78,6 +81,17 @@ def rebind(ctx: Context) -> Answer:
         ctx, f"rebind workspace {name}", f"rebinding workspace {name}",
         lambda client, path: client.act(api.WORKSPACE_REBIND, request, path=path), tell,
     )  # fmt: skip
+
+
+def _give_up_old(ctx: Context, name: str) -> None:
+    """Asks about the old sandbox; where there is none, the daemon has a better answer."""
+    each = ctx.client().call(api.WORKSPACE_SHOW, path={"name": name})
+    if each.vmid:
+        old = f"sandbox {each.vmid} ({each.sandbox})"
+        confirm(
+            ctx, f"rebind workspace {name}",
+            f"Destroy {old} and its root disk, when workspace {name} is in a new one?",
+        )  # fmt: skip
 
 
 def fork(ctx: Context) -> Answer:
@@ -103,7 +117,7 @@ def resize(ctx: Context) -> Answer:
 
 def delete(ctx: Context) -> Answer:
     name = ctx.args.text("WORKSPACE")
-    if not ctx.args.flag("--yes"):
+    if not said_yes(ctx):
         agreed(ctx, "delete", "Delete it, its snapshots and all that is in it?")
     return acted(
         ctx, f"delete workspace {name}", f"deleting workspace {name}",

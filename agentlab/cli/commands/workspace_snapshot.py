@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agentlab.api import messages as m
 from agentlab.api import table as api
+from agentlab.cli.ask import said_yes
 from agentlab.cli.command import Answer, Context
 from agentlab.cli.commands.workspace import acted, agreed
 from agentlab.cli.text import safe
@@ -28,7 +29,7 @@ def list_(ctx: Context) -> Answer:
 def restore(ctx: Context) -> Answer:
     snapshot = {"snapshot": ctx.args.text("NAME")}
     what, _ = _words(ctx)
-    if not (ctx.args.flag("--yes") or ctx.args.flag("--force")):
+    if not said_yes(ctx):
         agreed(
             ctx, "restore a snapshot of",
             f"Put it back to snapshot {snapshot['snapshot']}? Files that came later are lost.",
@@ -47,6 +48,8 @@ def restore(ctx: Context) -> Answer:
 def delete(ctx: Context) -> Answer:
     snapshot = {"snapshot": ctx.args.text("NAME")}
     what, said = _words(ctx)
+    if not said_yes(ctx):
+        agreed(ctx, "delete a snapshot of", f"Delete its snapshot {snapshot['snapshot']}?")
     return acted(
         ctx, f"delete {what}", f"deleting {what}",
         lambda client, path: client.act(api.WORKSPACE_SNAPSHOT_DELETE, path={**path, **snapshot}),

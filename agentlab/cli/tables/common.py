@@ -12,6 +12,7 @@ NO_WAIT = Arg("--no-wait", "return at once; the daemon goes on")
 FOLLOW = Arg("--follow", "go on with what comes, until the end")
 TAIL = Arg("--tail", "only the last N lines", value="N", kind="count")
 YES = Arg("--yes", "do not ask")
+FORCE = Arg("--force", "do not ask")
 NO_QUEUE = Arg("--no-queue", "fail when this host has no room now, instead of waiting for it")
 AND_SSH = (
     Arg("--and-ssh", "then let our public key in, and become ssh agent@ADDRESS"),

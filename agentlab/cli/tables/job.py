@@ -7,7 +7,7 @@ from agentlab.cli.tables.common import DOCTOR, FOLLOW, JOB, NO_QUEUE, NO_WAIT, R
 
 _PLAN = (
     Arg("--repo", "git URL, or a path on this machine", value="REPO", required=True),
-    Arg("--ref", "branch, tag or commit; default: HEAD", value="REF"),
+    Arg("--ref", "branch, tag or commit; default: that of --branch, or HEAD", value="REF"),
     Arg("--task", "what the agent is to do", value="TEXT"),
     Arg("--task-file", "read the task from a file; - is standard input", value="FILE"),
     Arg("--profile", "what kind of sandbox and agent; default: the session's", value="NAME"),

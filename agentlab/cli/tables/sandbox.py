@@ -6,6 +6,7 @@ from agentlab.cli.command import Arg, Command
 from agentlab.cli.tables.common import (
     AND_SSH,
     DOCTOR,
+    FORCE,
     NO_QUEUE,
     NO_WAIT,
     RUN,
@@ -52,7 +53,7 @@ SANDBOXES: tuple[Command, ...] = (
     Command(
         "sandbox", "list", "list sandboxes",
         (
-            Arg("--all", "destroyed ones too"),
+            Arg("--all", "destroyed ones too; so does --state DESTROYED"),
             Arg("--state", "only those in this state", value="STATE", kind="sandbox state"),
             Arg("--profile", "only those of this profile", value="NAME"),
             Arg("--label", "only those with this label: KEY, or KEY=VALUE", value="LABEL"),
@@ -118,8 +119,8 @@ SANDBOXES: tuple[Command, ...] = (
     ),
     Command(
         "sandbox", "snapshot delete", "delete a snapshot of a stopped sandbox",
-        (SANDBOX, SNAPSHOT, NO_WAIT), RUN + "sandbox_snapshot:delete",
-        "agentlab sandbox snapshot delete 1003 before-upgrade",
+        (SANDBOX, SNAPSHOT, YES, FORCE, NO_WAIT), RUN + "sandbox_snapshot:delete",
+        "agentlab sandbox snapshot delete --yes 1003 before-upgrade",
     ),
     Command(
         "sandbox", "lease renew", "renew the lease of a RUNNING sandbox",

@@ -6,6 +6,7 @@ from agentlab.cli.command import Arg, Command
 from agentlab.cli.tables.common import (
     AND_SSH,
     DOCTOR,
+    FORCE,
     FROM_SNAPSHOT,
     NO_QUEUE,
     NO_WAIT,
@@ -72,7 +73,7 @@ SESSIONS: tuple[Command, ...] = (
     Command(
         "session", "delete", "delete a stopped session; its workspace stays",
         (SESSION, Arg("--with-workspace", "its workspace goes too, with all that is in it"), YES,
-         NO_WAIT),
+         FORCE, NO_WAIT),
         _RUN + "delete", "agentlab session delete --yes fix",
     ),
     Command(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentlab.cli.command import Arg, Command
-from agentlab.cli.tables.common import FROM_SNAPSHOT, NO_WAIT, RUN, SNAPSHOT, STORAGE, YES
+from agentlab.cli.tables.common import FORCE, FROM_SNAPSHOT, NO_WAIT, RUN, SNAPSHOT, STORAGE, YES
 
 WORKSPACE = Arg("WORKSPACE", "the workspace's name", required=True)
 _RUN = RUN + "workspace:"
@@ -61,10 +61,11 @@ WORKSPACES: tuple[Command, ...] = (
                 kind="duration"),
             Arg("--name", "its name; default: made from the workspace's", value="NAME"),
             Arg("--keep-old", "do not destroy the old one"),
-            Arg("--force", "end what uses /work in the old one"),
+            Arg("--force", "end what uses /work in the old one; does not ask"),
+            YES,
             NO_WAIT,
         ),
-        _RUN + "rebind", "agentlab workspace rebind data --profile demo",
+        _RUN + "rebind", "agentlab workspace rebind --yes data --profile demo",
     ),
     Command(
         "workspace", "fork", "copy a detached workspace to a new one",
@@ -84,7 +85,8 @@ WORKSPACES: tuple[Command, ...] = (
     ),
     Command(
         "workspace", "delete", "delete a detached workspace and all that is in it",
-        (WORKSPACE, YES, NO_WAIT), _RUN + "delete", "agentlab workspace delete --yes data",
+        (WORKSPACE, YES, FORCE, NO_WAIT), _RUN + "delete",
+        "agentlab workspace delete --yes data",
     ),
     Command(
         "workspace", "snapshot create", "take a snapshot of a detached workspace",
@@ -97,14 +99,14 @@ WORKSPACES: tuple[Command, ...] = (
     ),
     Command(
         "workspace", "snapshot restore", f"put a detached workspace back to a snapshot; {_LOST}",
-        (WORKSPACE, SNAPSHOT, YES, Arg("--force", "do not ask"), NO_WAIT),
+        (WORKSPACE, SNAPSHOT, YES, FORCE, NO_WAIT),
         RUN + "workspace_snapshot:restore",
         "agentlab workspace snapshot restore --yes data before",
     ),
     Command(
         "workspace", "snapshot delete", "delete a snapshot of a detached workspace",
-        (WORKSPACE, SNAPSHOT, NO_WAIT), RUN + "workspace_snapshot:delete",
-        "agentlab workspace snapshot delete data before",
+        (WORKSPACE, SNAPSHOT, YES, FORCE, NO_WAIT), RUN + "workspace_snapshot:delete",
+        "agentlab workspace snapshot delete --yes data before",
     ),
     Command(
         "workspace", "lease clear", "end the lease of a workspace that nobody renews any more",

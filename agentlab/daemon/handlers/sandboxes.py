@@ -12,8 +12,8 @@ from agentlab.daemon.router import Request
 from agentlab.daemon.views import holders, plan_view, power_of_all, sandbox_view
 from agentlab.daemon.views_work import held as workspaces_held
 from agentlab.errors import Invalid
-from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxSpec
-from agentlab.operations import sandbox_power, sandbox_requests
+from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxSpec, SandboxState
+from agentlab.operations import lease_requests, sandbox_power, sandbox_requests
 from agentlab.store import sandboxes
 
 
@@ -41,10 +41,11 @@ def _spec(asked: m.SandboxRequest) -> SandboxSpec:
 
 
 def all_known(daemon: Daemon, request: Request[m.Nothing]) -> m.SandboxList:
-    """Those that live, or with `all` destroyed ones too; one inventory, however many."""
+    """Those that live, or with `all` or their state destroyed ones too; one inventory for all."""
     wanted = _filter(request)
+    destroyed = request.query.get("state", "").upper() == SandboxState.DESTROYED
     with daemon.world.store.read() as tx:
-        found = sandboxes.newest(tx) if request.flag("all") else sandboxes.live(tx)
+        found = sandboxes.newest(tx) if request.flag("all") or destroyed else sandboxes.live(tx)
         found = [each for each in found if wanted(each)]
         held, work = holders(tx, found), workspaces_held(tx)
     power = power_of_all(daemon) if found else {}
@@ -141,7 +142,7 @@ def destroy(daemon: Daemon, request: Request[m.DestroyRequest]) -> m.OperationVi
 def renew(daemon: Daemon, request: Request[m.RenewRequest]) -> m.SandboxView:
     ttl = parse_ttl(request.document.ttl)
     return _view(
-        daemon, sandbox_requests.renew(daemon.world, daemon.runner, request.values["vmid"], ttl)
+        daemon, lease_requests.renew(daemon.world, daemon.runner, request.values["vmid"], ttl)
     )
 
 

@@ -93,8 +93,10 @@ def _view(tx: Tx, session: Session) -> m.SessionView:
 
 def _made(daemon: Daemon, name: str, operation: str) -> m.SessionMade:
     with daemon.world.store.read() as tx:
-        view = _view(tx, sessions.get(tx, name))
-    return m.SessionMade(view, shown(daemon, operation) if operation else None)
+        # one whose operation has failed is gone: that one says why
+        found = sessions.find(tx, name) if operation else sessions.get(tx, name)
+        view = _view(tx, found) if found else None
+    return m.SessionMade(name, view, shown(daemon, operation) if operation else None)
 
 
 def _ended(daemon: Daemon, name: str, operation: str) -> m.SessionEnded:

@@ -31,10 +31,5 @@ class LocalHypervisor(LocalMachines, LocalSnapshots, LocalVolumes, LocalGuest):
             exec_stdin=256 << 10,
         )
 
-    def prepare(self, cores: int, memory: int) -> None:
-        """Makes the memory snapshot for machines of this size in advance; NotFound, no template."""
-        if self.starts_from_memory():
-            self.memory_snapshot(self.template(), cores, memory)
-
 
 _: type[Hypervisor] = LocalHypervisor

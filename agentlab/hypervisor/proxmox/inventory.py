@@ -349,8 +349,8 @@ class Inventory:
         if found.age > _MOMENT:
             prove(self._config(found.vmid, found.node), owner, verb)
 
-    def task_runs(self, kind: str) -> bool:
-        """Whether a task of this type is active on any node that is online.
+    def task_runs(self, kind: str, vmid: int = 0) -> bool:
+        """Whether a task of this type (about this VM) is active on any node that is online.
 
         A clone's task is filed under the template and names no target, so any one counts.
         """
@@ -364,7 +364,8 @@ class Inventory:
                 typefilter=kind,
             )
             for task in tasks if isinstance(tasks, list) else []:
-                if task.get("type") == kind and not task.get("endtime"):
+                about = not vmid or str(task.get("id")) == str(vmid)
+                if task.get("type") == kind and about and not task.get("endtime"):
                     return True
         return False
 

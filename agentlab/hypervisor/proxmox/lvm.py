@@ -87,10 +87,12 @@ def settle(lv: str, what: str) -> None:
 
 
 def names(plan: Plan, what: str) -> list[str]:
-    """Snapshots of a volume that is there, oldest first; first ends what a crash cut off."""
-    settle(plan.name, what)
+    """Snapshots of a volume that is there, oldest first; changes nothing.
+
+    It is there, too, while a rollback has put it aside.
+    """
     found = lvs(plan.name, what)
-    if base(plan.name) not in found:
+    if base(plan.name) not in found and base(_aside(plan.name)[0]) not in found:
         raise NoSuchVolume(f"{what}: there is no such volume")
     prefix = f"snap_{base(plan.name)}_"
     return [name.removeprefix(prefix) for name in found if name.startswith(prefix)]

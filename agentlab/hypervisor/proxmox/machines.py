@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from agentlab.errors import Busy, Conflict, NotFound, Unavailable
 from agentlab.hypervisor.base import Machine, MachineSpec, Power, Template
 from agentlab.hypervisor.proxmox.clones import Clones
+from agentlab.hypervisor.proxmox.dead_lock import is_dead, refusal, refuse_dead
 from agentlab.hypervisor.proxmox.inventory import Found
 from agentlab.hypervisor.proxmox.names import (
     check_spec,
@@ -145,12 +146,8 @@ class ProxmoxMachines(Clones):
         found = self._inventory.ours(vmid, owner, "start")
         if tagged_owner(found.config.get("tags"), vmid) != owner.lower():
             raise Conflict(f"cannot start VM {vmid}: it was never configured")
-        if self._settings.node and found.node != self._settings.node:
-            raise Conflict(
-                f"cannot start VM {vmid}: it is on node {found.node}, and the rules that fence "
-                f"it are in place on node {self._settings.node} only",
-                hint=f"migrate it: qm migrate {vmid} {self._settings.node}, as root on {found.node}",
-            )
+        refuse_dead(found, self._inventory, f"cannot start VM {vmid}")
+        self._need_rules(found, "start")
         try:
             self._api.act(
                 "POST",
@@ -165,6 +162,16 @@ class ProxmoxMachines(Clones):
         except ReplyLost:
             if self._power(found.node, vmid) is not Power.RUNNING:
                 raise
+
+    def _need_rules(self, found: Found, verb: str) -> None:
+        """Conflict on a node whose rules are not ours: there it gets no power, paused or not."""
+        vmid, node = found.vmid, self._settings.node
+        if node and found.node != node:
+            raise Conflict(
+                f"cannot {verb} VM {vmid}: it is on node {found.node}, and the rules that fence "
+                f"it are in place on node {node} only",
+                hint=f"migrate it: qm migrate {vmid} {node}, as root on {found.node}",
+            )
 
     def shutdown(self, vmid: int, *, owner: str, timeout: float) -> bool:
         found = self._inventory.ours(vmid, owner, "shut down")
@@ -220,6 +227,8 @@ class ProxmoxMachines(Clones):
             power = self._power(found.node, vmid)
             if power is Power.STOPPED:
                 raise Conflict(f"cannot {verb} VM {vmid}: it has no power")
+            if wanted is Power.RUNNING:
+                self._need_rules(found, verb)
             if power is wanted:
                 return
             if wanted is Power.RUNNING:
@@ -259,7 +268,22 @@ class ProxmoxMachines(Clones):
                 raise Busy(f"cannot destroy VM {vmid}: its clone still runs")
             self._bury(found, owner)
             return
+        if is_dead(found, self._inventory):
+            self._destroy_locked(found, owner)
+            return
         self._remove(found, owner)
+
+    def _destroy_locked(self, found: Found, owner: str) -> None:
+        """One that a task about a snapshot has left locked; work disks stay, as in `_remove`."""
+        if not self._tools.available_on(found.node):
+            raise refusal(found, f"cannot destroy VM {found.vmid}")
+        self._off(found, owner)
+        held = _volumes_in(found)
+        if held:
+            self._inventory.sure(found, owner, "destroy")
+            self._tools.detach_locked(found.vmid, held)
+        self._inventory.sure(found, owner, "destroy")
+        self._tools.destroy_locked(found.vmid)
 
     def _remove(self, found: Found, owner: str) -> None:
         """Without the sweep for other disks of this VMID: they would not be proven to be ours."""
@@ -276,11 +300,7 @@ class ProxmoxMachines(Clones):
 
     def _keep_volumes(self, found: Found, owner: str) -> None:
         """Work disks are detached first, though destroying the machine would leave them."""
-        held = [
-            drive.key
-            for drive in parse_drives(found.config)
-            if volume_owner(drive.volid)[0] not in (0, found.vmid)
-        ]
+        held = _volumes_in(found)
         if held:
             self._inventory.sure(found, owner, "destroy")
             self._api.change(
@@ -289,3 +309,12 @@ class ProxmoxMachines(Clones):
                 {"delete": ",".join(held), **as_read(found)},
                 what=f"cannot detach the volumes of VM {found.vmid}",
             )
+
+
+def _volumes_in(found: Found) -> list[str]:
+    """The drives of a machine that are work disks."""
+    return [
+        drive.key
+        for drive in parse_drives(found.config)
+        if volume_owner(drive.volid)[0] not in (0, found.vmid)
+    ]

@@ -11,10 +11,11 @@ import contextlib
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from agentlab.errors import Conflict, Invalid
+from agentlab.errors import Conflict, Invalid, Unavailable
 from agentlab.hypervisor import fsck
 from agentlab.hypervisor.base import VolumeCheck
 from agentlab.hypervisor.proxmox import image_files, lvm, tool, zfs
@@ -25,6 +26,10 @@ from agentlab.hypervisor.qemu_img import Progress
 _DESTROY = 600.0
 _MIB = 1 << 20
 _LOCAL = Path("/etc/pve/local")  # a link to nodes/<this node>
+NODES = Path("/etc/pve/nodes")
+_DRIVE = re.compile(
+    r"(?:scsi|virtio|sata|ide|efidisk|tpmstate|mp|rootfs)\d*:\s*(?P<volume>[^,\s]+)"
+)
 _SNAPSHOT = re.compile(r"[A-Za-z][A-Za-z0-9_-]{1,39}")
 
 
@@ -60,10 +65,36 @@ class NodeTools:
         with contextlib.suppress(NoSuchVM):
             tool.do(words, f"cannot destroy VM {vmid}", timeout=_DESTROY)
 
+    def detach_locked(self, vmid: int, drives: Sequence[str]) -> None:
+        """Takes drives out of a stopped VM's configuration, whatever lock it has; NoSuchVM.
+
+        Their volumes stay, as they do when Proxmox detaches one that is another VMID's.
+        """
+        words = ["qm", "set", str(vmid), "--delete", ",".join(drives), "--skiplock", "1"]
+        tool.do(words, f"cannot detach the volumes of VM {vmid}")
+
     def free(self, volid: str) -> None:
         """Frees a volume that no configuration names.  Absent: returns."""
         with contextlib.suppress(NoSuchVolume):
             tool.do(["pvesm", "free", volid], f"cannot free volume {volid}", timeout=_DESTROY)
+
+    def holders(self, volid: str) -> list[int]:
+        """VMs and containers of the cluster that have a volume, whosever they are.
+
+        By the cluster's own files, which show what no right of a token hides.  Without them: none.
+        """
+        files = [*NODES.glob("*/qemu-server/*.conf"), *NODES.glob("*/lxc/*.conf")]
+        found = []
+        for file in files:
+            try:
+                text = file.read_text(errors="replace")
+            except FileNotFoundError:
+                continue  # destroyed or moved meanwhile
+            except OSError as error:
+                raise Unavailable(f"cannot read who has volume {volid}: {error}") from error
+            if names_volume(text, volid):
+                found.append(int(file.stem))
+        return sorted(found)
 
     def check(self, storage: Storage, volume: str, verb: Verb) -> None:
         """Raises what `plan_volume_tool` does, and does nothing."""
@@ -122,8 +153,9 @@ class NodeTools:
         tool.do(words, f"cannot delete snapshot {name} of volume {plan.volume}")
 
     def snapshots(self, storage: Storage, volume: str) -> list[str]:
-        """Names, oldest first; NoSuchVolume."""
-        return self._names(plan_volume_tool(storage, volume, "snapshots"))
+        """Names, oldest first; NoSuchVolume.  Changes nothing: another may be at work on it."""
+        plan = plan_volume_tool(storage, volume, "snapshots")
+        return self._listed(plan, f"cannot list the snapshots of volume {plan.volume}")
 
     def clone(
         self,
@@ -203,10 +235,15 @@ class NodeTools:
         image_files.convert([*formats, old_path, new_path], what, progress)
 
     def settle(self, storage: Storage, volume: str) -> None:
-        """Ends a rollback that was cut off, so that the volume has its own name; absent: returns."""
+        """Ends what was cut off, so that the volume has its own name, and all can be freed.
+
+        Absent: returns; Busy while something still writes to it.
+        """
         plan = plan_volume_tool(storage, volume, "rollback")
-        if plan.tool == "lvmthin":
-            lvm.settle(plan.name, f"cannot settle volume {plan.volume}")
+        what = f"cannot settle volume {plan.volume}"
+        self._settle(plan, what)
+        if plan.tool == "zfspool":
+            zfs.sweep(plan.name, what)
 
     def check_volume(self, storage: Storage, volume: str, *, repair: bool) -> VolumeCheck:
         """Checks its file system, and mends it with `repair`; NoSuchVolume, Unsupported.
@@ -224,12 +261,37 @@ class NodeTools:
         return fsck.check_image(Path(plan.name), form, plan.volume, repair=repair)
 
     def _names(self, plan: Plan) -> list[str]:
-        """Snapshots of a volume that is there, oldest first; first ends what a crash cut off."""
+        """As `snapshots`, for what changes the volume: first ends what a crash cut off."""
         what = f"cannot list the snapshots of volume {plan.volume}"
+        self._settle(plan, what)
+        return self._listed(plan, what)
+
+    def _settle(self, plan: Plan, what: str) -> None:
+        if plan.tool == "lvmthin":
+            lvm.settle(plan.name, what)
+        elif plan.tool == "zfspool":
+            zfs.settle(plan.name, what)
+
+    def _listed(self, plan: Plan, what: str) -> list[str]:
         if plan.tool in ("qcow2", "raw"):
             snapshots = image_files.info(plan, what).get("snapshots", [])
             return [str(entry["name"]) for entry in snapshots]
         return zfs.names(plan, what) if plan.tool == "zfspool" else lvm.names(plan, what)
+
+
+def names_volume(config: str, volid: str) -> bool:
+    """Whether a machine's file attaches a volume, now or when a change that waits is made.
+
+    By its last name, whatever the storage is called there, or the path that leads to it.
+    """
+    section, name = "", volid.rpartition(":")[2].rpartition("/")[2]
+    for line in config.splitlines():
+        if line.startswith("["):
+            section = line.strip()
+        drive = _DRIVE.match(line) if section in ("", "[PENDING]") else None
+        if drive and re.split("[:/]", drive["volume"])[-1] == name:
+            return True
+    return False
 
 
 def _disk(plan: Plan) -> tuple[str, str]:

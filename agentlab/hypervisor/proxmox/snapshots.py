@@ -6,15 +6,17 @@ a rollback would rewind it, or drop it into `unused0`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from agentlab.errors import Conflict, NotFound, Unsupported
+from agentlab.errors import Conflict, NotFound, Unavailable, Unsupported
 from agentlab.hypervisor.base import Power
+from agentlab.hypervisor.proxmox.dead_lock import final, refuse_dead
 from agentlab.hypervisor.proxmox.inventory import Found
 from agentlab.hypervisor.proxmox.machines import ProxmoxMachines
 from agentlab.hypervisor.proxmox.names import check_snapshot, parse_drives, volume_owner
-from agentlab.hypervisor.proxmox.transport import NoSuchSnapshot, NotNewest
+from agentlab.hypervisor.proxmox.transport import NoSuchSnapshot, NotNewest, Refused
 
 _CHANGES_DISK = ("qmstart", "qmrollback", "hastart")
 # Storages that go back to their newest snapshot only: PVE::Storage::ZFSPoolPlugin, which ZFSPlugin
@@ -45,15 +47,17 @@ class ProxmoxSnapshots(ProxmoxMachines):
                 hint="choose another name, or delete that one first",
             )
         what = f"cannot take snapshot {name} of VM {vmid}"
+        refuse_dead(found, self._inventory, what)
         try:
-            self._api.act(
-                "POST",
-                f"{found.path}/snapshot",
-                {"snapname": name, "description": "made by AgentLab"},
-                what=what,
-                turns=self._turn(found.node),
-                before=lambda: self._inventory.sure(found, owner, "change the disk of"),
-            )
+            with self._lock_told(found):
+                self._api.act(
+                    "POST",
+                    f"{found.path}/snapshot",
+                    {"snapname": name, "description": "made by AgentLab"},
+                    what=what,
+                    turns=self._turn(found.node),
+                    before=lambda: self._inventory.sure(found, owner, "change the disk of"),
+                )
         except Unsupported as error:  # said by the task before it changes anything
             disks = [drive.volid for drive in parse_drives(found.config) if not drive.cdrom]
             raise Unsupported(
@@ -96,15 +100,17 @@ class ProxmoxSnapshots(ProxmoxMachines):
         if self._power(found.node, vmid) is not Power.STOPPED:
             raise Conflict(f"cannot roll back VM {vmid}: it has power")
         what = f"cannot roll back VM {vmid} to {name}"
+        refuse_dead(found, self._inventory, what)
         # after a lost reply once more: without power in between, twice is as once
         try:
-            self._api.act(
-                "POST",
-                f"{found.path}/snapshot/{name}/rollback",
-                what=what,
-                turns=self._turn(found.node),
-                before=lambda: self._inventory.sure(found, owner, "change the disk of"),
-            )
+            with self._lock_told(found):
+                self._api.act(
+                    "POST",
+                    f"{found.path}/snapshot/{name}/rollback",
+                    what=what,
+                    turns=self._turn(found.node),
+                    before=lambda: self._inventory.sure(found, owner, "change the disk of"),
+                )
         except NotNewest as error:  # looked at before the machine is locked or stopped
             raise _not_newest(what, later_than(name, [*there]), error) from error
 
@@ -145,16 +151,27 @@ class ProxmoxSnapshots(ProxmoxMachines):
         found = self._inventory.ours(vmid, owner, "delete a snapshot of")
         if name not in [entry.name for entry in self._list(found)]:
             return
+        what = f"cannot delete snapshot {name} of VM {vmid}"
+        refuse_dead(found, self._inventory, what)
         try:
-            self._api.act(
-                "DELETE",
-                f"{found.path}/snapshot/{name}",
-                what=f"cannot delete snapshot {name} of VM {vmid}",
-                turns=self._turn(found.node),
-                before=lambda: self._inventory.sure(found, owner, "change the disk of"),
-            )
+            with self._lock_told(found):
+                self._api.act(
+                    "DELETE",
+                    f"{found.path}/snapshot/{name}",
+                    what=what,
+                    turns=self._turn(found.node),
+                    before=lambda: self._inventory.sure(found, owner, "change the disk of"),
+                )
         except NoSuchSnapshot:
             return
+
+    @contextmanager
+    def _lock_told(self, found: Found) -> Iterator[None]:
+        """A task that leaves its lock is not worth another try: its error has the remedy."""
+        try:
+            yield
+        except (Refused, Unavailable) as error:
+            raise final(error, found, self._inventory) from error
 
     def _list(self, found: Found) -> list[_Entry]:
         what = f"cannot list the snapshots of VM {found.vmid}"

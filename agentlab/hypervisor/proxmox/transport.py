@@ -214,6 +214,11 @@ TEXTS: tuple[Text, ...] = (
     Text(r"can't lock file '[^']*'|Failed to obtain guest migration lock", LockTimeout),
     Text(r"cfs-lock '[^']*' error: got lock request timeout", LockTimeout),
     Text(r"got no worker upid", NoWorker),
+    Text(
+        r'dataset is busy|Failed to get (?:shared )?"[a-z ]+" lock',
+        Busy,
+        "another program has the volume open: wait for it",
+    ),
     # Power
     Text(r"VM \d+ already running", Running),
     Text(r"VM \d+ is running - destroy failed", Running),

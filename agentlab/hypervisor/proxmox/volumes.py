@@ -22,6 +22,7 @@ from agentlab.errors import (
 )
 from agentlab.hypervisor.base import Volume, VolumeCheck
 from agentlab.hypervisor.fsck import unsupported_path
+from agentlab.hypervisor.proxmox.dead_lock import is_dead, refuse_dead
 from agentlab.hypervisor.proxmox.inventory import Found
 from agentlab.hypervisor.proxmox.names import (
     check_snapshot,
@@ -111,7 +112,11 @@ class ProxmoxVolumes(Part):
         ]
 
     def _holders(self, volid: str, owner: str) -> list[int]:
-        return [vmid for vmid, held in self._holdings(owner) if volid in held]
+        """Ours, and where we are root on the node, those of anybody."""
+        found = [vmid for vmid, held in self._holdings(owner) if volid in held]
+        if self._tools.available_on(self._node):
+            found += [vmid for vmid in self._tools.holders(volid) if vmid not in found]
+        return found
 
     def _holdings(self, owner: str) -> Iterator[tuple[int, set[str]]]:
         """Machines and the volumes that each has; one that is destroyed meanwhile has none."""
@@ -219,6 +224,7 @@ class ProxmoxVolumes(Part):
             )
         if volid in self._held(found):
             raise Busy(f"cannot attach {volid} to VM {vmid}: it is still being detached there")
+        refuse_dead(found, self._inventory, f"cannot attach {volid} to VM {vmid}")
         self._inventory.sure(found, owner, "attach a volume to")
         self._api.change(
             "PUT",
@@ -244,12 +250,15 @@ class ProxmoxVolumes(Part):
         ]
         if keys:
             self._inventory.sure(found, owner, "detach a volume from")
-            self._api.change(
-                "PUT",
-                f"{found.path}/config",
-                {"delete": ",".join(keys), **as_read(found)},
-                what=f"cannot detach {volid} from VM {vmid}",
-            )
+            if self._tools.available_on(found.node) and is_dead(found, self._inventory):
+                self._tools.detach_locked(vmid, keys)
+            else:
+                self._api.change(
+                    "PUT",
+                    f"{found.path}/config",
+                    {"delete": ",".join(keys), **as_read(found)},
+                    what=f"cannot detach {volid} from VM {vmid}",
+                )
             found = self._inventory.ours(vmid, owner, "detach a volume from")
         if volid in self._held(found):
             raise Busy(

@@ -419,6 +419,87 @@ def test_a_locked_machine_is_told_and_kept(proxmox: ProxmoxBench) -> None:
     assert vmids(proxmox) == [1012]
 
 
+LEFT = {"rollback": "qmrollback", "snapshot": "qmsnapshot", "snapshot-delete": "qmdelsnapshot"}
+
+
+@pytest.mark.parametrize("lock", LEFT)
+def test_a_machine_that_a_dead_task_left_locked_is_destroyed_by_root(
+    proxmox_shell: ProxmoxBench, lock: str
+) -> None:
+    hypervisor = driver(proxmox_shell)
+    made(proxmox_shell)
+    volid = proxmox_shell.allot()
+    hypervisor.attach(1012, volid, owner=OWNER)
+    with proxmox_shell.served.paused() as node:
+        node._qm_lock(node.vm(1012), lock)
+    hypervisor.detach(1012, volid, owner=OWNER)
+    with proxmox_shell.served.paused() as node:
+        assert node.vm(1012).lock == lock
+        assert "scsi1" not in node.vm(1012).config
+    for attempt in (
+        lambda: hypervisor.start(1012, owner=OWNER),
+        lambda: hypervisor.attach(1012, volid, owner=OWNER),
+        lambda: hypervisor.snapshot(1012, "clean", owner=OWNER),
+    ):
+        with pytest.raises(Conflict, match=rf"left it locked \({lock}\)") as told:
+            attempt()
+        assert not isinstance(told.value, Busy)
+        assert "qm unlock 1012" in told.value.hint
+    hypervisor.destroy(1012, owner=OWNER)
+    assert vmids(proxmox_shell) == []
+    assert [each.volid for each in hypervisor.volumes(owner=OWNER)] == [volid]
+    hypervisor.free(volid, owner=OWNER)
+    assert not proxmox_shell.leftovers()
+
+
+def test_a_lock_is_a_dead_ones_when_its_task_has_died(proxmox_shell: ProxmoxBench) -> None:
+    made(proxmox_shell)
+    proxmox_shell.hypervisor.snapshot(1012, "clean", owner=OWNER)
+    with proxmox_shell.served.paused() as node:
+        node.time_scale = 1.0
+        node.seconds["qmrollback"] = 600.0
+    told: list[Exception] = []
+
+    def roll_back() -> None:
+        try:
+            proxmox_shell.again(patience=120.0).rollback(1012, "clean", owner=OWNER)
+        except Conflict as error:
+            told.append(error)
+
+    client = threading.Thread(target=roll_back)
+    client.start()
+    while True:
+        with proxmox_shell.served.paused() as node:
+            if node.vm(1012).lock == "rollback":
+                break
+        time.sleep(0.05)
+    with pytest.raises(Busy):
+        proxmox_shell.hypervisor.destroy(1012, owner=OWNER)
+    assert vmids(proxmox_shell) == [1012]
+    with proxmox_shell.served.paused() as node:
+        (upid,) = node.running_tasks("qmrollback")
+    proxmox_shell.served.call(proxmox_shell.served.node.kill_task, upid)
+    client.join()
+    assert "unexpected status" in str(told[0])
+    with proxmox_shell.served.paused() as node:
+        assert node.vm(1012).lock == "rollback"
+        node.time_scale = 0.0
+    proxmox_shell.hypervisor.destroy(1012, owner=OWNER)
+    assert vmids(proxmox_shell) == []
+
+
+def test_with_a_token_a_lock_that_a_dead_task_left_is_told_with_the_remedy(
+    proxmox_api: ProxmoxBench,
+) -> None:
+    made(proxmox_api)
+    with proxmox_api.served.paused() as node:
+        node._qm_lock(node.vm(1012), "rollback")
+    with pytest.raises(Conflict, match=r"left it locked \(rollback\)") as told:
+        proxmox_api.hypervisor.destroy(1012, owner=OWNER)
+    assert "qm unlock 1012" in told.value.hint
+    assert vmids(proxmox_api) == [1012]
+
+
 def test_a_lock_is_in_the_inventory_by_its_own_word(proxmox: ProxmoxBench) -> None:
     made(proxmox)
     proxmox.hypervisor.start(1012, owner=OWNER)
@@ -450,6 +531,13 @@ def test_a_machine_that_somebody_migrated_is_found_and_not_started(
     assert (seen.node, seen.owner) == ("pve2", OWNER)
     with pytest.raises(Conflict, match="on node pve2, and the rules"):
         proxmox.hypervisor.start(1012, owner=OWNER)
+    with proxmox.served.paused() as node:
+        node.vm(1012).status, node.vm(1012).qmpstatus = "running", "paused"
+    with pytest.raises(Conflict, match="cannot resume VM 1012: it is on node pve2, and the rules"):
+        proxmox.hypervisor.resume(1012, owner=OWNER)
+    alone = proxmox.hypervisor.status(1012)
+    assert alone is not None
+    assert alone.power is Power.PAUSED
     proxmox.hypervisor.destroy(1012, owner=OWNER)
     assert vmids(proxmox) == []
 

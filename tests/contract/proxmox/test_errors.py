@@ -12,7 +12,6 @@ import os
 import queue
 import subprocess
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +40,7 @@ from tests.contract.proxmox.test_template import Here
 from tests.fakes.pve.commands import make_commands
 from tests.fakes.pve.node import ProxmoxNode, SimulatedGuests
 from tests.fakes.pve.serving import Served, serve
+from tests.tables import Table
 
 NODE = "/nodes/{node}"
 VM = "/nodes/{node}/qemu/{vmid}"
@@ -77,6 +77,12 @@ FILLED = {"node": "pve", "vmid": "1000", "storage": "local", "snapname": "clean"
 # What the nodes of these tests were asked for, and errors that were to be met and are unknown.
 ASKED: set[tuple[str, str]] = set()
 UNKNOWN: list[tuple[str, str, str]] = []
+
+
+TOLD = Table(
+    "errors of Proxmox: method by what became of it",
+    key=("method", "path"), columns={"met": "errors", "left over": "left over"},
+)  # fmt: skip
 
 
 @dataclass
@@ -167,20 +173,16 @@ def cleared(served: Served) -> bool:
     return met
 
 
-def show(rows: list[Row]) -> None:
-    ends: dict[tuple[str, str], Counter[str]] = {}
+def show(item: pytest.Item, rows: list[Row]) -> None:
     for row in rows:
-        ends.setdefault((row.method, row.template), Counter())[row.end] += 1
-    print(f"\n{len(rows)} errors, {sum(bool(row.left) for row in rows)} with leftovers")
-    for (method, template), counts in ends.items():
-        told = ", ".join(f"{count} {end}" for end, count in sorted(counts.items()))
-        print(f"  {method:6} {template:52} {told}")
+        cells = {"met": 1, row.end: 1, "left over": len(row.left)}
+        TOLD.note(item, [row.method, row.template], cells)
     for said in sorted({row.said for row in rows if row.said}):
         print(f"    {said[:150]}")
 
 
-def check(rows: list[Row]) -> None:
-    show(rows)
+def check(item: pytest.Item, rows: list[Row]) -> None:
+    show(item, rows)
     assert [row for row in rows if row.left] == []
     assert [row for row in rows if not row.met] == []
     assert UNKNOWN == []
@@ -250,22 +252,24 @@ def _each_error_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_job_meets_each_error_once(tmp_path: Path) -> None:
+def test_a_job_meets_each_error_once(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     rows = at_once(tmp_path, JOB, one_job)
-    check(rows)
+    check(request.node, rows)
     assert {row.end for row in rows} == {"COMPLETED", "FAILED"}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_other_verbs_meet_each_error_once(tmp_path: Path) -> None:
-    check(at_once(tmp_path, OTHERS, one_verb))
+def test_the_other_verbs_meet_each_error_once(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    check(request.node, at_once(tmp_path, OTHERS, one_verb))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_template_meets_each_error_once_and_is_built_the_next_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     with lab(tmp_path / "0") as (served, _):
         programs = make_commands(served, tmp_path / "bin")
@@ -274,7 +278,7 @@ def test_a_template_meets_each_error_once_and_is_built_the_next_time(
             api = Api(transport, Gate({}, queue=10), patience=2.0)
             templates = Templates(api, settings(served), Here("pve"))
             rows = [one_build(served, templates, tmp_path, *case) for case in cases(BUILD)]
-    check(rows)
+    check(request.node, rows)
 
 
 def one_build(
@@ -302,16 +306,17 @@ def one_build(
 
 @pytest.mark.parametrize(("method", "template", "error"), cases(LOOKS))
 def test_a_check_of_the_host_meets_each_error_once(
-    tmp_path: Path, method: str, template: str, error: str
+    tmp_path: Path, method: str, template: str, error: str, request: pytest.FixtureRequest
 ) -> None:
     with lab(tmp_path / "0") as (served, _), closing(connect_api(served)) as transport:
         scope = Scope(1000, "no-such-bridge")  # so that something is missing
         checks = ProxmoxChecks(transport, "pve", scope, 9000, "", "root@pam!bench")
         arm(served, method, template, error)
-        with pytest.raises(AgentLabError):
+        with pytest.raises(AgentLabError) as told:
             for look in checks.table().values():
                 look()
         assert cleared(served)
+        TOLD.note(request.node, [method, template], {"met": 1, f"refused ({told.value.code})": 1})
 
 
 def one_verb(served: Served, ours: Installation, method: str, template: str, error: str) -> Row:

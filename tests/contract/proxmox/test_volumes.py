@@ -112,6 +112,33 @@ def test_a_volume_goes_back_to_its_snapshot(shelf: Shelf) -> None:
     assert driver.volume_snapshots(volid, owner=OWNER) == ["first"]
 
 
+def test_a_volume_that_a_strangers_machine_has_is_left_alone(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody has attached it to a VM of theirs, to look at what is in it."""
+    driver = shelf.driver
+    volid = driver.allot(990000, 8, owner=OWNER)
+    driver.clone("debian-12", 1012, name="box1012", owner=OWNER)
+    theirs = tmp_path / "nodes" / "other" / "qemu-server" / "150.conf"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text(f"name: rescue\nscsi1: {volid},size=8M\n")
+    monkeypatch.setattr("agentlab.hypervisor.proxmox.node.NODES", tmp_path / "nodes")
+    for attempt in (
+        lambda: driver.free(volid, owner=OWNER),
+        lambda: driver.attach(1012, volid, owner=OWNER),
+        lambda: driver.check_volume(volid, repair=True, owner=OWNER),
+        lambda: driver.snapshot_volume(volid, "first", owner=OWNER),
+    ):
+        with pytest.raises(Conflict, match="VM 150"):
+            attempt()
+    assert shelf.known() == [volid]
+    theirs.unlink()
+    driver.attach(1012, volid, owner=OWNER)
+    driver.destroy(1012, owner=OWNER)
+    driver.free(volid, owner=OWNER)
+    assert shelf.known() == []
+
+
 def test_a_clone_has_what_its_snapshot_had_and_stands_alone(shelf: Shelf) -> None:
     driver = shelf.driver
     volid = driver.allot(990000, 8, owner=OWNER)

@@ -29,16 +29,22 @@ class FileNode(ProxmoxNode):
         self.add_dir_storage(name)
         self._put(name, name)
 
+    def add_block_shelf(self, name: str, kind: str, **more: Any) -> None:
+        """A storage that says that its volumes are no files, and rolls back as its kind does."""
+        self.add_block_storage(name, kind, **more)
+        self._put(name, name)
+
     def _put(self, storage: str, folder: str) -> None:
-        self.storages[storage]["path"] = str(self.directory / folder)
+        if self.storages[storage]["type"] == "dir":
+            self.storages[storage]["path"] = str(self.directory / folder)
         self._shelves[storage] = self.directory / folder / "images"
         self._shelves[storage].mkdir(parents=True, exist_ok=True)
 
     def path(self, volid: str) -> Path:
         """The file of a volume; a linked clone's name has that of its base before it."""
         storage, _, volume = volid.partition(":")
-        folder, name = volume.split("/")[-2:]
-        return self._shelves[storage] / folder / name
+        names = volume.split("/")[-2 if self.storages[storage]["type"] == "dir" else -1 :]
+        return self._shelves[storage].joinpath(*names)
 
     def _scan(self) -> None:
         """What root's own tools have made or changed on the storage is seen there at once."""

@@ -46,6 +46,7 @@ class TaskFault:
     text: str
     times: int
     of: str = ""  # "" for any
+    late: bool = False
 
 
 class Tasks:
@@ -73,7 +74,11 @@ class Tasks:
             spoken.append(("err", line))
 
     async def takes(self, kind: str) -> None:
+        """What the storage does: locks are set by now."""
         await self.pause(self.seconds.get(kind, 0.0))
+        record = RECORD.get()
+        if record is not None:
+            self._fail_as_told(record, late=True)
 
     # ------------------------------------------------------------------------- to run
 
@@ -139,19 +144,22 @@ class Tasks:
             record["log"].append("TASK OK" if status == "OK" else f"TASK ERROR: {status}")
         record.update(status="stopped", exitstatus=status, endtime=int(time.time()))
 
-    def _fail_as_told(self, record: Record) -> None:
+    def _fail_as_told(self, record: Record, *, late: bool = False) -> None:
         for fault in self.task_faults:
             meant = fault.type == record["type"] and fault.of in ("", record["id"])
-            if meant and fault.times > 0:
+            if meant and fault.late == late and fault.times > 0:
                 fault.times -= 1
                 raise TaskError(fault.text)
 
-    def fail_tasks(self, task_type: str, text: str, times: int = 1, *, of: str = "") -> TaskFault:
+    def fail_tasks(
+        self, task_type: str, text: str, times: int = 1, *, of: str = "", late: bool = False
+    ) -> TaskFault:
         """The next tasks of this type (`qmclone`, …) do nothing and end with this text.
 
         `of` narrows to those of one machine, by its VMID; a clone's is that of its template.
+        `late`: they fail on the storage, with what they have locked and written by then.
         """
-        fault = TaskFault(task_type, text, times, of)
+        fault = TaskFault(task_type, text, times, of, late)
         self.task_faults.append(fault)
         return fault
 

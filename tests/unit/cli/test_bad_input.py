@@ -112,6 +112,7 @@ def test_bad_input_is_refused_with_its_remedy_and_changes_nothing(
     error, _, advice = err.partition("\nhint: ")
     assert error.startswith("error: ")
     assert says in error
+    assert advice.strip(), err
     assert hint in advice
     assert everything(lab) == before
 
@@ -119,7 +120,7 @@ def test_bad_input_is_refused_with_its_remedy_and_changes_nothing(
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("sandbox snapshot delete off two", "failed to delete snapshot two of sandbox 1006"),
+        ("sandbox snapshot delete off two --yes", "failed to delete snapshot two of sandbox 1006"),
         ("sandbox snapshot restore off two --yes", "failed to revert sandbox 1006"),
     ],
 )

@@ -110,5 +110,6 @@ def test_bad_input_is_refused_with_its_remedy_and_changes_nothing(
     error, _, advice = err.partition("\nhint: ")
     assert error.startswith("error: ")
     assert says in error
+    assert advice.strip(), err
     assert hint in advice
     assert everything(lab) == before

@@ -47,7 +47,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "sandbox snapshot save": ("sandbox", "snapshot", "save", "1004", "before"),
     "sandbox snapshot list": ("sandbox", "snapshot", "list", "1003"),
     "sandbox snapshot restore": ("sandbox", "snapshot", "restore", "1004", "before", "--yes"),
-    "sandbox snapshot delete": ("sandbox", "snapshot", "delete", "1004", "before"),
+    "sandbox snapshot delete": ("sandbox", "snapshot", "delete", "1004", "before", "--yes"),
     "sandbox lease renew": ("sandbox", "lease", "renew", "1005"),
     "sandbox destroy": ("sandbox", "destroy", "1003", "--yes"),
     "sandbox prune": ("sandbox", "prune"),
@@ -62,14 +62,14 @@ LINES: dict[str, tuple[str, ...]] = {
     "workspace detach": ("workspace", "detach", "used"),
     "workspace check": ("workspace", "check", "data"),
     "workspace fsck": ("workspace", "fsck", "data"),
-    "workspace rebind": ("workspace", "rebind", "used"),
+    "workspace rebind": ("workspace", "rebind", "used", "--yes"),
     "workspace fork": ("workspace", "fork", "data", "--name", "copy"),
     "workspace resize": ("workspace", "resize", "data", "--size", "80"),
     "workspace delete": ("workspace", "delete", "data", "--yes"),
     "workspace snapshot create": ("workspace", "snapshot", "create", "data", "one"),
     "workspace snapshot list": ("workspace", "snapshot", "list", "data"),
     "workspace snapshot restore": ("workspace", "snapshot", "restore", "data", "before", "--yes"),
-    "workspace snapshot delete": ("workspace", "snapshot", "delete", "data", "before"),
+    "workspace snapshot delete": ("workspace", "snapshot", "delete", "data", "before", "--yes"),
     "workspace lease clear": ("workspace", "lease", "clear", "data"),
     "session create": ("session", "create", "--name", "new", "--profile", "demo"),
     "session list": ("session", "list"),
@@ -335,11 +335,13 @@ def repo(tmp_path: Path) -> Path:
 
 
 def clone(world: FakeDaemon, tmp_path: Path) -> Path:
-    """What a guest would get from the only bundle that was sent."""
+    """What a guest would get from the only bundle that was sent: by its ref, as it is told."""
     ((sha, data),) = world.world.bundles.items()
-    assert world.world.requests[0].repo == m.RepoRequest(bundle=sha)
+    asked = world.world.requests[0].repo
+    assert asked == m.RepoRequest(bundle=sha, ref=asked.ref)
     (tmp_path / "b").write_bytes(data)
-    subprocess.run(["git", "clone", "-q", tmp_path / "b", tmp_path / "clone"], check=True)
+    words = ["git", "clone", "-q", "--branch", asked.ref, tmp_path / "b", tmp_path / "clone"]
+    subprocess.run(words, check=True)
     return tmp_path / "clone"
 
 
@@ -367,6 +369,29 @@ def test_local_ref_of_any_kind(
     words = ("--repo", str(repo), "--ref", ref, "--profile", "demo", "--task", "x")
     assert cli("job", "run", *words)[0] == 0
     assert git(clone(world, tmp_path), "log", "--format=%s") == "one"
+
+
+@pytest.mark.parametrize(
+    ("more", "sent", "log"),
+    [
+        ((), "trunk", "two\none"),
+        (("--branch", "side"), "side", "one"),
+        (("--branch", "side", "--ref", "trunk"), "trunk", "two\none"),
+    ],
+)
+def test_a_session_is_told_which_branch_of_a_local_repo_is_sent(
+    cli: Run,
+    world: FakeDaemon,
+    repo: Path,
+    tmp_path: Path,
+    more: tuple[str, ...],
+    sent: str,
+    log: str,
+) -> None:
+    git(repo, "branch", "side", "HEAD~1")
+    assert cli("job", "run", "--repo", str(repo), "--session", "s", *more, "--task", "x")[0] == 0
+    assert world.world.requests[0].repo.ref == sent
+    assert git(clone(world, tmp_path), "log", "--format=%s") == log
 
 
 def test_local_refs_and_repos_that_do_not_exist(

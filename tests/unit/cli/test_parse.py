@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from agentlab.cli import manual
-from agentlab.cli.command import Usage
+from agentlab.cli.command import Command, Usage
 from agentlab.cli.commands.docs import pages
 from agentlab.cli.completion import SHELLS, render
-from agentlab.cli.parse import parse
+from agentlab.cli.parse import _SHORT, parse
 from agentlab.cli.table import ALIASES, COMMANDS, GLOBALS
+from agentlab.daemon.main import _parser
 
 Run = Callable[..., tuple[int, str, str]]
 ROWS = [(command, arg) for command in COMMANDS for arg in command.options]
@@ -107,13 +109,13 @@ def test_no_command_shows_help_with_status_2(cli: Run, line: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda each: each.name)
-def test_help_everywhere(cli: Run, command: object) -> None:
-    name = getattr(command, "name", "")
+def test_help_everywhere(cli: Run, command: Command) -> None:
+    name = command.name
     for line in (["--help", *name.split()], [*name.split(), "-h"], ["help", *name.split()]):
         status, out, _ = cli(*line)
         assert status == 0
         assert out.startswith(f"usage: agentlab {name}")
-        assert "--timeout DUR" in out
+        assert ("--timeout DUR" in out) == bool(command.run)
 
 
 def test_help_of_nouns_and_of_all(cli: Run) -> None:
@@ -188,6 +190,45 @@ def test_docs_checks_and_writes(cli: Run, tmp_path: Path) -> None:
     assert cli("docs", "--dir", str(tmp_path))[0] == 0
     assert cli("docs", "--check", "--dir", str(tmp_path))[0] == 0
     assert cli("docs", "--dir", str(tmp_path / "none"))[0] == 2
+
+
+def test_the_daemons_own_options_are_in_the_table() -> None:
+    own = {
+        name: action.metavar
+        for action in _parser()._actions
+        for name in action.option_strings
+        if name not in ("-h", "--help", "--version")
+    }
+    row = next(each for each in COMMANDS if each.name == "daemon")
+    assert {arg.name: arg.value for arg in row.options} == own
+
+
+def test_short_flags_are_told_where_the_long_ones_are() -> None:
+    rows = {arg.name: arg for arg in [*GLOBALS, *(arg for _, arg in ROWS)]}
+    for short, name in _SHORT.items():
+        assert f"({short})" in rows[name].help
+
+
+@pytest.mark.parametrize("role", ["daemon", "guest"])
+def test_a_role_that_does_not_come_first_is_told_so(cli: Run, role: str) -> None:
+    status, out, err = cli("--no-color", role)
+    assert (status, out) == (2, "")
+    error, hint = err.splitlines()
+    assert error.endswith(f": {role} must be the first word, and has flags of its own")
+    assert "its own help" not in error
+    assert "not for people" not in error
+    assert hint == f"hint: put it first: agentlab {role}"
+    status, out, _ = cli("--json", role)
+    assert (status, json.loads(out)["code"]) == (2, "usage")
+
+
+@pytest.mark.parametrize("role", ["daemon", "guest"])
+def test_help_of_a_role_promises_no_flags_that_it_refuses(cli: Run, role: str) -> None:
+    status, out, _ = cli("help", role)
+    assert (status, "--json" in out, "--socket" in out) == (0, False, False)
+    assert ("--log-level" in out) == (role == "daemon")
+    page = manual.render_markdown()
+    assert "`daemon` and `guest`" in page.partition("## Exit status")[0]
 
 
 def test_manual_names_every_exit_status() -> None:

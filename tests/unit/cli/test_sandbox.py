@@ -87,7 +87,7 @@ def test_lost_replies_make_one_sandbox(cli: Run, world: FakeDaemon) -> None:
         ("sandbox revert 1003 --yes", "sandbox_revert"),
         ("sandbox snapshot save 1004 one", "snapshot_save"),
         ("sandbox snapshot restore 1004 one --yes", "snapshot_restore"),
-        ("sandbox snapshot delete 1004 one", "snapshot_delete"),
+        ("sandbox snapshot delete 1004 one --yes", "snapshot_delete"),
         ("rm 1003 --yes", "sandbox_destroy"),
     ],
 )
@@ -197,6 +197,17 @@ def test_show_tells_all_of_it(cli: Run, world: FakeDaemon) -> None:
     assert shown["labels"].strip() == "a=b"
     assert shown["memory"].strip() == "2.0 GiB"
     assert shown["possible"].strip() == "pause, stop, destroy --force, lease renew"
+
+
+@pytest.mark.parametrize(("power", "verb"), [("stopped", "destroy"), ("absent", "destroy --force")])
+def test_show_names_the_destroy_that_is_possible(
+    cli: Run, world: FakeDaemon, power: str, verb: str
+) -> None:
+    world.world.sandboxes["1008"] = sandbox_view(
+        1008, "STOPPED", power=power, allowed=["start", "destroy", "force destroy"]
+    )
+    shown = dict(line.split("  ", 1) for line in cli("show", "1008")[1].splitlines())
+    assert shown["possible"].strip() == f"start, {verb}"
 
 
 def test_show_tells_when_a_lease_begins(cli: Run, world: FakeDaemon) -> None:
@@ -402,12 +413,30 @@ def test_snapshots_are_saved_listed_and_deleted(cli: Run, world: FakeDaemon) -> 
     line = ("sandbox", "snapshot")
     assert cli(*line, "save", "1004", "one")[:2] == (0, "snapshot one of sandbox 1004 taken\n")
     assert world.world.asked == [m.SnapshotRequest("one")]
-    assert cli(*line, "delete", "1004", "one")[:2] == (0, "snapshot one of sandbox 1004 deleted\n")
+    said = "snapshot one of sandbox 1004 deleted\n"
+    assert cli(*line, "delete", "1004", "one", "--yes")[:2] == (0, said)
     world.world.snapshots = ["clean", "one"]
     assert cli(*line, "list", "1003") == (0, "clean\none\n", "")
     assert json.loads(cli(*line, "list", "1003", "--json")[1]) == {"snapshots": ["clean", "one"]}
     assert "there is one" in cli(*line, "save", "1004", "one")[2]
     assert "revert goes back to it" in cli(*line, "delete", "1004", "clean")[2]
+
+
+def test_deleting_a_snapshot_asks(
+    cli: Run, world: FakeDaemon, somebody_says: Callable[[str], None]
+) -> None:
+    line = ("sandbox", "snapshot", "delete", "1004", "one")
+    assert cli("sandbox", "snapshot", "save", "1004", "one")[0] == 0
+    status, _, err = cli(*line)
+    assert (status, "hint: say it: --yes" in err) == (3, True)
+    somebody_says("n\n")
+    status, _, err = cli(*line)
+    assert (status, "Delete snapshot one of sandbox 1004 (box-1004)?" in err) == (3, True)
+    assert "snapshot_delete" not in world.seen
+    somebody_says("y\n")
+    assert cli(*line)[0] == 0
+    assert cli("sandbox", "snapshot", "save", "1004", "one")[0] == 0
+    assert cli(*line, "--force")[0] == 0
 
 
 # prune, inventory, reconcile

@@ -129,6 +129,8 @@ def test_check_prints_each_finding_with_its_command(cli: Run, world: FakeDaemon)
 DESTRUCTIVE = (
     ("workspace", "delete", "data"),
     ("workspace", "snapshot", "restore", "data", "before"),
+    ("workspace", "snapshot", "delete", "data", "before"),
+    ("workspace", "rebind", "used"),
     ("session", "delete", "fix"),
 )
 
@@ -144,6 +146,40 @@ def test_what_loses_files_needs_a_yes_where_nobody_sits(
         monkeypatch.setattr("sys.stdin", io.StringIO(said))
         assert cli(*line)[0] == wanted
     assert len(world.world.asked) == 1
+
+
+@pytest.mark.parametrize("line", DESTRUCTIVE)
+@pytest.mark.parametrize("word", ["--yes", "--force"])
+def test_either_word_is_a_yes(
+    cli: Run, world: FakeDaemon, line: tuple[str, ...], word: str
+) -> None:
+    assert cli(*line, word)[0] == 0
+    assert len(world.world.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (("workspace", "delete", "used"), "cannot delete workspace used: it is attached"),
+        (("session", "delete", "going"), "agentlab session stop going"),
+    ],
+)
+def test_force_deletes_nothing_that_is_in_use(
+    cli: Run, world: FakeDaemon, line: tuple[str, ...], why: str
+) -> None:
+    status, _, err = cli(*line, "--force")
+    assert (status, why in err) == (1, True), err
+
+
+def test_rebind_tells_what_is_lost_and_asks_only_then(
+    cli: Run, world: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentlab.cli.output.Output.can_ask", lambda _self: True)
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    status, _, err = cli("workspace", "rebind", "used")
+    assert (status, world.world.asked) == (3, [])
+    assert "Destroy sandbox 1003" in err
+    assert cli("workspace", "rebind", "used", "--keep-old")[0] == 0
 
 
 def test_restore_while_attached_names_both_ways_out(cli: Run, world: FakeDaemon) -> None:

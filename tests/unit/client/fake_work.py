@@ -194,7 +194,7 @@ class WorkHandlers:
         each = self.session_show(None, path)
         for found in self.w.sessions.values():
             if (found.origin, found.branch) == (each.name, request.branch):
-                return m.SessionMade(found, None)
+                return m.SessionMade(found.name, found, None)
         name = f"{each.name}-{request.branch.replace('/', '-')}"
         new = session_view(name, origin=each.name, branch=request.branch)
         return self._new_session(new, request, headers)
@@ -210,7 +210,7 @@ class WorkHandlers:
             return self._operation("workspace.create")
 
         operation = self._once(headers, act)
-        return m.SessionMade(view, operation if copies else None)
+        return m.SessionMade(view.name, view, operation if copies else None)
 
     def session_resume(
         self, request: m.ResumeRequest, path: dict[str, str], _q: Any, headers: Any

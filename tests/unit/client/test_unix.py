@@ -124,8 +124,10 @@ def test_nobody_listens(tmp_path: Path) -> None:
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(tmp_path / "s"))
     server.close()
-    with pytest.raises(Unreachable, match="nobody listens"):
+    with pytest.raises(Unreachable, match="invalid socket path: nobody listens there") as refused:
         get(str(tmp_path / "s"))
+    assert refused.value.exit_status == 6
+    assert "systemctl status agentlabd" in refused.value.hint
 
 
 def test_permission_denied_names_the_group() -> None:

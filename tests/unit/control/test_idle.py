@@ -96,6 +96,41 @@ def test_an_idle_one_is_stopped_once(bench: Bench, loop: IdleStop, host: Host, u
     assert bench.fence.members == []
 
 
+@pytest.mark.parametrize("limit", [0.0, LIMIT])
+def test_ssh_into_a_ready_one_makes_it_running(
+    bench: Bench, loop: IdleStop, host: Host, limit: float
+) -> None:
+    box, other = new(bench, limit), new(bench, limit)
+    loop.check()
+    assert bench.box(box.vmid).state is S.READY
+    host.ssh = {box.address}
+    loop.check()
+    assert (bench.box(box.vmid).state, bench.box(other.vmid).state) == (S.RUNNING, S.READY)
+    loop.check()
+    assert bench.box(box.vmid).state is S.RUNNING
+
+
+def test_ssh_into_one_that_is_held_or_off_changes_nothing(
+    bench: Bench, loop: IdleStop, host: Host
+) -> None:
+    held, off = new(bench), new(bench)
+    bench.act(STOP, off)
+    host.ssh = {held.address, off.address}
+    with bench.world.store.write() as tx:
+        operations.create(tx, "other", "x", [f"sandbox:{held.vmid}"], {}, vmid=held.vmid)
+    loop.check()
+    assert (bench.box(held.vmid).state, bench.box(off.vmid).state) == (S.READY, S.STOPPED)
+
+
+def test_nobody_asks_for_connections_when_no_sandbox_is_up(
+    bench: Bench, loop: IdleStop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.act(STOP, new(bench))
+    bench.use(new(bench, limit=0.0))
+    monkeypatch.setattr(idle, "open_ssh", lambda: pytest.fail("it was asked"))
+    loop.check()
+
+
 def test_one_without_a_limit_and_one_that_is_not_in_use_cost_nothing(
     bench: Bench, loop: IdleStop, host: Host
 ) -> None:
@@ -135,7 +170,8 @@ def test_one_that_shows_a_sign_of_life_goes_on(
         loop.check()
         host.now += 20
     assert ended(bench) == ["done"]
-    assert [bench.box(each.vmid).state for each in (box, quiet)] == [S.READY, S.STOPPED]
+    goes_on = S.RUNNING if sign == "ssh" else S.READY
+    assert [bench.box(each.vmid).state for each in (box, quiet)] == [goes_on, S.STOPPED]
 
 
 def test_a_heartbeat_s_bytes_are_no_sign_of_life(bench: Bench, loop: IdleStop, host: Host) -> None:

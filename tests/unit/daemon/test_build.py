@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agentlab import config
+from agentlab import config, config_proxmox
 from agentlab.daemon import build
 from agentlab.errors import Invalid, NotFound, Unsupported
 from agentlab.hypervisor.base import TemplateOrder
@@ -41,7 +41,7 @@ def parsed(folder: Path, backend: str) -> config.Config:
 
 @pytest.fixture(autouse=True)
 def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(config, "PVE", tmp_path / "no-pve")
+    monkeypatch.setattr(config_proxmox, "PVE", tmp_path / "no-pve")
 
 
 @pytest.mark.parametrize("backend", ["api", "shell"])

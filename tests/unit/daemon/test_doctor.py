@@ -15,7 +15,7 @@ import pytest
 
 from agentlab import clock
 from agentlab.cli.main import main
-from agentlab.config import Proxmox
+from agentlab.config_proxmox import Proxmox
 from agentlab.control import doctor
 from agentlab.control.archive import MAX_MEMBER
 from agentlab.errors import Unavailable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 
 import pytest
@@ -75,6 +76,10 @@ def test_lists_are_narrowed_by_state_profile_and_label(bench: Bench) -> None:
     assert names("profile=other") == []
     assert names("profile=demo&state=READY") == ["one"]
     assert bench.ask("GET", "/v1/sandboxes?state=lost").status == 400
+    _done(bench, bench.ask("POST", "/v1/sandboxes/one/destroy", {}))
+    assert names("state=destroyed") == ["one"]
+    assert names("state=DESTROYED&label=team%3Db") == []
+    assert names("label=team") == ["two"]
 
 
 def _events(bench: Bench) -> int:
@@ -127,3 +132,17 @@ def test_a_key_makes_one_operation_of_many_requests(bench: Bench) -> None:
              for _ in range(2)]  # fmt: skip
     assert stops[0].document["id"] == stops[1].document["id"]
     assert _done(bench, stops[0])["state"] == "done"
+
+
+def test_a_damaged_database_is_told_to_who_asks(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged() -> sqlite3.Connection:
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.store, "_reader", damaged)
+        reply = bench.ask("GET", "/v1/sandboxes")
+    assert (reply.status, reply.document["code"]) == (503, "unavailable")
+    assert "database disk image is malformed" in reply.error
+    assert "PRAGMA integrity_check" in str(reply.document["hint"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agentlab.errors import Conflict
 from agentlab.store import events
 from tests.fakes.work_hypervisor import WorkHypervisor
 from tests.unit.daemon.bench import Bench, Reply, open_bench
@@ -163,6 +164,31 @@ def test_a_session_from_its_making_to_its_end(bench: Bench) -> None:
     _done(bench, _post(bench, f"{S}/delete", with_workspace=True))
     assert bench.ask("GET", S).status == 404
     assert bench.ask("GET", "/v1/workspaces/fix").status == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "fault", "name"),
+    [
+        ("/v1/sessions", {"name": "new", "profile": "demo", "size": 1024}, "allot", "new"),
+        (f"{S}/fork", {"name": "copy"}, "clone_volume", "copy"),
+        (f"{S}/branch", {"branch": "x"}, "clone_volume", "fix-x"),
+    ],
+)
+def test_a_session_whose_making_failed_says_why_to_who_lost_the_reply(
+    bench: Bench, path: str, asked: dict[str, object], fault: str, name: str
+) -> None:
+    _done(bench, _post(bench, "/v1/sessions", name="fix", profile="demo", size=1024))
+    assert isinstance(bench.hypervisor, WorkHypervisor)
+    bench.hypervisor.faults[fault] = [Conflict("storage local is full")]
+    key = {"Idempotency-Key": "one"}
+    first = bench.ask("POST", path, asked, headers=key)
+    assert (first.status, first.document["name"]) == (202, name)
+    assert _ended(bench, first.document["operation"])["state"] == "failed"
+    again = bench.ask("POST", path, asked, headers=key)
+    assert (again.status, again.document["name"], again.document["session"]) == (202, name, None)
+    told = again.document["operation"]
+    assert isinstance(told, dict)
+    assert (told["state"], told["error"]) == ("failed", "storage local is full")
 
 
 def test_a_job_tells_where_it_works(bench: Bench) -> None:

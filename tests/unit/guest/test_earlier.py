@@ -226,10 +226,10 @@ def test_a_link_is_not_followed(shop: World) -> None:
     assert not any(outside.iterdir())
 
 
-def bundled(world: World) -> None:
+def bundled(world: World, *refs: str, origin: Path | None = None) -> None:
     path = world.root / "bundle"
     path.unlink(missing_ok=True)
-    git("-C", world.origin, "bundle", "create", "-q", path, "--all", "HEAD")
+    git("-C", origin or world.origin, "bundle", "create", "-q", path, *(refs or ("--all", "HEAD")))
     world.daemon.bundle = path.read_bytes()
 
 
@@ -246,6 +246,72 @@ def test_a_second_bundle_is_gone_on_with(shop: World) -> None:
     report = job(shop, "cat more.txt", kind="bundle")
     assert report["commit_before"] == before
     assert log(shop).endswith("mine\n")
+
+
+@pytest.mark.parametrize(("ref", "branch"), [("feature", "feature\n"), (None, "")])
+def test_a_second_bundle_of_another_branch_is_checked_out(
+    shop: World, ref: str | None, branch: str
+) -> None:
+    bundled(shop, "HEAD", "main")
+    job(shop, "true", "main", kind="bundle")
+    git("-C", shop.origin, "checkout", "-q", "-b", "feature")
+    shop.commit_to_origin("more.txt", "more\n")
+    bundled(shop, "HEAD", "feature")
+    report = job(shop, "cat more.txt; git branch --show-current", ref, kind="bundle")
+    assert (report["status"], report["commit_before"]) == ("completed", shop.head)
+    assert log(shop).endswith(f"more\n{branch}")
+
+
+def test_a_remote_without_the_branch_is_told(shop: World) -> None:
+    job(shop, "git checkout -q -b own")
+    report = job(shop, "git branch --show-current")
+    assert (report["status"], report["commit_before"]) == ("completed", shop.head)
+    assert "the remote has no branch own" in log(shop)
+    job(shop, "git checkout -q --detach")
+    job(shop, "true")
+    assert "HEAD is on no branch" in log(shop)
+
+
+def test_a_remote_that_is_away_is_no_remote_without_news(shop: World) -> None:
+    job(shop, "true")
+    shop.origin.rename(shop.root / "away")
+    report = job(shop, "true")
+    assert (report["status"], report["stage"]) == ("failed", "checkout")
+
+
+def other(world: World) -> Path:
+    """A repository that has nothing in common with the first."""
+    path = world.root / "other"
+    git("init", "-q", "-b", "main", path)
+    (path / "file.txt").write_text("other\n")
+    git("-C", path, "add", ".")
+    git("-C", path, "commit", "-q", "-m", "other")
+    return path
+
+
+@pytest.mark.parametrize("command", ["true", "echo mine > file.txt"])
+def test_a_bundle_of_another_repository_is_not_the_same_one(shop: World, command: str) -> None:
+    bundled(shop)
+    job(shop, command, "main", kind="bundle")
+    repo = shop.place.repo
+    before = (repo / "file.txt").read_text(), shop.head
+    bundled(shop, origin=other(shop))
+    report = job(shop, "echo other > file.txt", "main", kind="bundle")
+    assert (report["status"], report["stage"]) == ("failed", "checkout")
+    assert f"{repo} holds something else already" in report["message"]
+    assert (repo / "file.txt").read_text() == before[0]
+    refs = git("-c", "safe.directory=*", "-C", repo, "for-each-ref", "--format=%(objectname)")
+    assert set(refs.split()) <= {before[1], git("-C", shop.origin, "rev-parse", "side")}
+    bundled(shop)
+    assert job(shop, "true", "main", kind="bundle")["status"] == "completed"
+
+
+def test_a_bundle_is_the_same_repository_whatever_head_is_on(shop: World) -> None:
+    bundled(shop)
+    job(shop, "git checkout -q --orphan new; git commit -qm new", "main", kind="bundle")
+    bundled(shop)
+    report = job(shop, "git log --format=%s", "main", kind="bundle")
+    assert (report["status"], log(shop).splitlines()[-1]) == ("completed", "new")
 
 
 def test_a_restarted_runner_hands_back_from_the_same_place(shop: World) -> None:

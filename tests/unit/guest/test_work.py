@@ -407,13 +407,51 @@ def test_a_process_that_stood_at_the_place_before_is_nobodys_holder(machine: Mac
     assert before.poll() is None
 
 
+# A sync that takes long: the first one of the program's, of two seconds
+_SLOW_SYNC = (
+    "from agentlab import run\n"
+    "old = run.spawn\n"
+    "def spawn(argv, **named):\n"
+    "    return old(['sleep', '2'] if argv[0] == 'sync' else argv, **named)\n"
+    "run.spawn = spawn\n"
+)
+
+
+def slow(machine: Machine, *words: str) -> subprocess.Popen[bytes]:
+    argv = machine.command(*words)
+    at = argv.index("-c") + 1
+    argv[at] = _SLOW_SYNC + argv[at]
+    return subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_an_unmount_whose_time_is_over_changes_nothing(
+    mounted: Machine, force: tuple[str, ...]
+) -> None:
+    """Whoever asked has given up by then, and may have had it mounted again."""
+    held = mounted.hold(f"cd {mounted.work}; echo on; exec sleep 100")
+    writing = slow(mounted, "unmount", *force, "--within", "1")
+    time.sleep(0.5)
+    waiting = mounted.start("unmount", *force, "--within", "0.5")
+    mount = mounted.start("mount")
+    for each in (writing, waiting):
+        answer = json.loads(each.communicate()[0])
+        assert answer["error"] == "late", answer
+        assert each.returncode == 1
+    assert json.loads(mount.communicate()[0])["mounted"] is True
+    assert held.poll() is None
+    assert mounted.do("status")["mounted"] is True
+    assert mounted.do("unmount", "--force", "--within", "60") == {"mounted": False}
+
+
 # The program
 
 
 @pytest.mark.parametrize(
     "words",
     [[], ["look"], ["mount", "--wait"], ["mount", "--wait", "nan"], ["mount", "x"], ["status", "x"],
-     ["unmount", "--force", "--force"], ["mount", "--wait", "-1"]],
+     ["unmount", "--force", "--force"], ["mount", "--wait", "-1"], ["unmount", "--within"],
+     ["unmount", "--within", "nan"], ["unmount", "--wait", "1"], ["mount", "--within", "1"]],
 )  # fmt: skip
 def test_what_is_no_command_has_status_2(words: list[str]) -> None:
     assert guest_main.main(["work", *words]) == 2

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from agentlab import config
-from agentlab.config import Config, Proxmox
+from agentlab import config, config_proxmox
+from agentlab.config import Config
+from agentlab.config_proxmox import Proxmox
 from agentlab.errors import Invalid
 
 TOKEN = "agentlab@pve!daemon=01234567-89ab-cdef-0123-456789abcdef"
@@ -21,7 +22,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pve = tmp_path / "pve"
     pve.mkdir()
     (pve / "pve-root-ca.pem").write_text("")
-    monkeypatch.setattr(config, "PVE", pve)
+    monkeypatch.setattr(config_proxmox, "PVE", pve)
     token = tmp_path / "token"
     token.write_text(TOKEN + "\n")
     token.chmod(0o600)
@@ -76,7 +77,7 @@ def test_a_node_is_named_only_where_there_is_no_proxmox(
     assert proxmox(folder, f"node: {here}").node == here
     with pytest.raises(Invalid, match="fences sandboxes") as refused:
         config_hint(folder, "node: another")
-    monkeypatch.setattr(config, "PVE", folder / "nothing")
+    monkeypatch.setattr(config_proxmox, "PVE", folder / "nothing")
     assert proxmox(folder, "node: pve1").node == "pve1"
     with pytest.raises(Invalid, match="no Proxmox VE node"):
         proxmox(folder)

@@ -59,6 +59,12 @@ def test_force_destroy_is_possible_from_everywhere_but_the_end() -> None:
         assert (SandboxEvent.FORCE_DESTROY in SANDBOX.allowed(state)) != SANDBOX.final(state)
 
 
+def test_plain_destroy_is_possible_where_nobody_is_at_work_and_a_vm_may_be_destroyed() -> None:
+    assert set(SANDBOX.sources(SandboxEvent.DESTROY)) == {
+        SandboxState.READY, SandboxState.COMPLETED, SandboxState.FAILED, SandboxState.STOPPED,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90s", 90), ("30m", 1800), ("4h", 14400), ("2d", 172800), ("5", 300)]
 )

@@ -13,11 +13,7 @@ from hypothesis import strategies as st
 from agentlab.errors import AgentLabError, Conflict, Invalid, Unsupported
 from agentlab.model.profile import NetworkMode
 from agentlab.network.address import mac_for, tap_name
-from agentlab.network.nft import (
-    describe_tables,
-    parse_listing,
-    render_ruleset,
-)
+from agentlab.network.nft import describe_tables, parse_listing, render_tables
 from agentlab.network.rules import plan_tables
 from agentlab.network.settings import PRIVATE, Member, NetworkSettings
 
@@ -39,6 +35,10 @@ def member(number: int, mode: NetworkMode = NetworkMode.NAT) -> Member:
 
 
 recorded = [member(1), member(2), member(3, NetworkMode.OFF)]
+
+
+def render_ruleset(settings: NetworkSettings, members: list[Member]) -> str:
+    return render_tables(plan_tables(settings, members))
 
 
 def body(text: str, kind: str, name: str) -> str:

@@ -22,7 +22,7 @@ from agentlab.errors import (
 from agentlab.hypervisor.base import Machine, Power
 from agentlab.model.job import JobState
 from agentlab.model.sandbox import SANDBOX, SandboxEvent, SandboxState
-from agentlab.operations import sandbox_requests
+from agentlab.operations import lease_requests, sandbox_requests
 from agentlab.operations.sandbox_power import PAUSE, RESUME, START, STOP
 from agentlab.store import events, operations, sandboxes
 from tests.unit.operations.bench import SPEC, Bench, bench
@@ -198,12 +198,12 @@ def test_the_lease_is_renewable_in_running_only(bench: Bench, state: SandboxStat
     vmid = _in_state(bench, state)
     before = bench.box(vmid)
     if state is S.RUNNING:
-        renewed = sandbox_requests.renew(bench.world, bench.runner, str(vmid), 7200)
+        renewed = lease_requests.renew(bench.world, bench.runner, str(vmid), 7200)
         assert 7190 < renewed.lease_until - clock.now() <= 7200
         assert renewed.ttl == 7200
         return
     with pytest.raises(InvalidTransition, match="sandbox lease not renewable") as refused:
-        sandbox_requests.renew(bench.world, bench.runner, str(vmid), 7200)
+        lease_requests.renew(bench.world, bench.runner, str(vmid), 7200)
     assert str(state) in refused.value.message
     assert "agentlab sandbox" in refused.value.hint
     assert bench.box(vmid) == before
@@ -225,6 +225,43 @@ def test_destroy_follows_the_state_table_and_force_does_not_need_it(
         assert bench.ended(bench.destroy(vmid, force=True)).state == "done"
     assert bench.box(vmid).state is S.DESTROYED
     assert bench.clean()
+
+
+@pytest.mark.parametrize("state", [S.READY, S.COMPLETED, S.FAILED, S.STOPPED])
+def test_plain_destroy_of_a_vm_that_is_surely_gone_asks_for_force(
+    bench: Bench, state: SandboxState
+) -> None:
+    vmid = _in_state(bench, state)
+    del bench.hypervisor.machines[vmid]
+    before = bench.box(vmid)
+    with pytest.raises(Conflict) as refused:
+        bench.destroy(vmid)
+    assert refused.value.message == f"failed to destroy sandbox {vmid}: its VM is gone"
+    assert refused.value.hint == f"agentlab sandbox destroy --force {vmid}"
+    assert bench.box(vmid) == before
+    assert bench.ended(bench.destroy(vmid, force=True)).state == "done"
+    assert bench.box(vmid).state is S.DESTROYED
+
+
+def test_plain_destroy_goes_on_when_nobody_can_tell_whether_there_is_a_vm(bench: Bench) -> None:
+    box = bench.new()
+    bench.hypervisor.faults["status"] = [Unavailable("the hypervisor does not answer")]
+    assert bench.ended(bench.destroy(box.vmid)).state == "done"
+    assert bench.clean()
+
+
+def test_a_destroy_asked_for_again_after_its_vm_is_gone_is_the_same_one(bench: Bench) -> None:
+    """A lost reply: the same key gives the same operation, and the first one's end is not undone."""
+    box = bench.new()
+    asked = [
+        sandbox_requests.destroy(bench.world, bench.runner, str(box.vmid), "key", force=False)
+        for _ in range(2)
+    ]
+    assert bench.ended(asked[0]).state == "done"
+    asked.append(
+        sandbox_requests.destroy(bench.world, bench.runner, str(box.vmid), "key", force=False)
+    )
+    assert len(set(asked)) == 1
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -353,6 +390,7 @@ def test_beyond_the_limits_requests_wait_in_order_and_show_their_place(bench: Be
     first, second = bench.new(), bench.new()  # two cores each
     asked = [bench.ask(name="late0")]
     _later(bench, lambda: "place 1 in the queue" in _waits(bench, asked[0]))
+    assert "given up after 1h56m" in _waits(bench, asked[0])
     asked.append(bench.ask(name="late1"))
     _later(bench, lambda: "place 2" in _waits(bench, asked[1]))
     assert bench.box("late0").state is S.REQUESTED
@@ -605,7 +643,7 @@ def test_a_lease_renewed_while_its_end_waits_for_its_turn_is_not_ended(bench: Be
             vmid=box.vmid, in_turn=True,
         )  # fmt: skip
     leases.check()  # and a second end is not asked for
-    sandbox_requests.renew(bench.world, bench.runner, str(box.vmid), 600)
+    lease_requests.renew(bench.world, bench.runner, str(box.vmid), 600)
     with bench.world.store.write() as tx:
         operations.finish(tx, "blocker", "done")
     bench.runner.wake(late)
@@ -617,7 +655,7 @@ def test_a_lease_renewed_while_its_end_waits_for_its_turn_is_not_ended(bench: Be
 def test_a_jobs_lease_can_be_renewed_while_it_runs(bench: Bench) -> None:
     job = bench.create()
     running = bench.until(job, JobState.RUNNING)
-    sandbox_requests.renew(bench.world, bench.runner, str(running.vmid), 36000)
+    lease_requests.renew(bench.world, bench.runner, str(running.vmid), 36000)
     assert bench.job(job).deadline > clock.now() + 36000
     bench.report(job)
     assert bench.until(job, JobState.COMPLETED)

@@ -134,6 +134,18 @@ def test_a_session_per_branch_is_the_same_one_again(bench: WorkBench) -> None:
         assert len(sessions.everyone(tx)) == 3
 
 
+def test_a_branch_whose_fork_failed_is_told_so_when_it_is_asked_for_again(bench: WorkBench) -> None:
+    """With the same key, after a reply that was lost."""
+    bench.session()
+    bench.hypervisor.faults["clone_volume"] = [Conflict("cannot copy: the test says so")]
+    asked = (bench.world, bench.runner, "lab", "next", "key")
+    name, operation = requests.branch(*asked)
+    assert bench.ended(operation).state == "failed"
+    assert requests.branch(*asked) == (name, operation) == ("lab-next", operation)
+    name, again = requests.branch(*asked[:-1], "other key")
+    assert (name, bench.ended(again).state) == ("lab-next", "done")
+
+
 def test_delete_keeps_the_work_unless_told(bench: WorkBench) -> None:
     bench.session()
     box = resume(bench)
@@ -287,3 +299,21 @@ def test_what_is_asked_again_after_its_end_is_the_same(bench: WorkBench) -> None
     ]
     first = [bench.ended(ask()).id for ask in asked]
     assert [ask() for ask in asked] == first
+
+
+def test_a_branch_whose_fork_has_failed_is_told_so_again(bench: WorkBench) -> None:
+    """The reply was lost; by now the session is there no more."""
+    bench.session()
+    at = (bench.world, bench.runner, "lab", "fix", "key")
+    bench.hypervisor.faults["clone_volume"] = [Conflict("storage local is full")]
+    name, operation = requests.branch(*at)
+    assert bench.ended(operation).state == "failed"
+    assert requests.branch(*at) == (name, operation)
+    with pytest.raises(Conflict, match="asked for something else"):
+        requests.branch(bench.world, bench.runner, "lab", "other", "key")
+    again, forking = requests.branch(bench.world, bench.runner, "lab", "fix", "another key")
+    assert (again, bench.ended(forking).state) == (name, "done")
+    assert requests.branch(bench.world, bench.runner, "lab", "fix", "another key") == (
+        again,
+        forking,
+    )

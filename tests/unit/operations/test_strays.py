@@ -10,7 +10,9 @@ from agentlab.control import fence_watch
 from agentlab.errors import Conflict, Unavailable
 from agentlab.hypervisor.base import Power
 from agentlab.model.job import JobState
+from agentlab.model.sandbox import Sandbox, SandboxState
 from agentlab.operations.glance import Glance
+from agentlab.operations.sandbox_power import PAUSE, RESUME, STOP
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.unit.operations.bench import Bench, bench
 
@@ -41,6 +43,51 @@ def test_whatever_keeps_us_from_proving_the_fence_takes_the_power(bench: Bench) 
     assert powers[:3] == ["start", "stop", "start"]  # off at once, and tried again
     bench.report(running)
     bench.until(running, JobState.COMPLETED)
+
+
+def _paused(bench: Bench) -> Sandbox:
+    """A sandbox that was paused, and then moved away from its rules."""
+    hypervisor = bench.hypervisor
+    hypervisor.capabilities = replace(hypervisor.capabilities, makes_taps=True)
+    box = bench.new()
+    assert bench.act(PAUSE, box).state == "done"
+    hypervisor.calls.clear()
+    bench.fence.elsewhere = [Conflict("the tap is not on this host") for _ in range(3)]
+    return box
+
+
+def test_a_paused_sandbox_that_the_rules_do_not_see_does_not_run_on(bench: Bench) -> None:
+    box = _paused(bench)
+    failed = bench.act(RESUME, box)
+    assert (failed.state, failed.error) == ("failed", "the tap is not on this host")
+    assert "resume" not in bench.hypervisor.calls
+    assert bench.hypervisor.machines[box.vmid].power is Power.PAUSED
+    assert bench.box(box.vmid).state is SandboxState.SUSPENDED
+    bench.fence.elsewhere.clear()
+    assert bench.act(RESUME, box).state == "done"
+    assert bench.hypervisor.machines[box.vmid].power is Power.RUNNING
+
+
+def test_one_without_power_and_so_without_a_tap_is_told_as_that(bench: Bench) -> None:
+    box = _paused(bench)
+    bench.hypervisor.stop(box.vmid, owner=bench.world.installation)
+    assert "the tap" not in bench.act(RESUME, box).error
+
+
+def test_a_paused_sandbox_that_the_rules_do_not_see_is_stopped_at_once(bench: Bench) -> None:
+    box = _paused(bench)
+    assert bench.act(STOP, box).state == "done"
+    assert "resume" not in bench.hypervisor.calls
+    assert bench.hypervisor.machines[box.vmid].power is Power.STOPPED
+
+
+def test_a_paused_sandbox_on_another_node_is_stopped_at_once(bench: Bench) -> None:
+    box = _paused(bench)
+    bench.fence.elsewhere.clear()
+    bench.hypervisor.faults["resume"] = [Conflict("it is on node pve2")]
+    assert bench.act(STOP, box).state == "done"
+    assert "shutdown" not in bench.hypervisor.calls
+    assert bench.hypervisor.machines[box.vmid].power is Power.STOPPED
 
 
 def test_many_looks_cost_one_inventory_and_a_failure_is_remembered_too() -> None:

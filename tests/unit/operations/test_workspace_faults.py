@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,45 +14,23 @@ from agentlab.hypervisor.base import Power
 from agentlab.model.job import JobState
 from agentlab.model.sandbox import SandboxSpec, SandboxState
 from agentlab.model.workspace import WorkspaceSpec, WorkspaceState
-from agentlab.operations import leftover_destroy, sandbox_destroy, sandbox_requests
+from agentlab.operations import (
+    leftover_destroy,
+    sandbox_destroy,
+    sandbox_requests,
+    sandbox_snapshots,
+)
 from agentlab.operations import session_requests as sessions_asked
 from agentlab.operations import workspace_requests as requests
-from agentlab.operations.sandbox_power import PAUSE, STOP
-from agentlab.store import operations, sandboxes, sessions, workspaces
+from agentlab.operations.sandbox_power import PAUSE, START, STOP
+from agentlab.store import events, sandboxes, sessions, workspaces
 from agentlab.store.operations import OperationRow
 from tests.unit.operations.bench import SPEC
-from tests.unit.operations.work_bench import WorkBench, bench
+from tests.unit.operations.work_bench import Gate, WorkBench, bench, operation, until
 
 __all__ = ["bench"]  # the fixture
 S, W = SandboxState, WorkspaceState
 WITH_WORK = dataclasses.replace(SPEC, workspace="work")
-
-
-def until(check: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def operation(bench: WorkBench, identity: str) -> OperationRow:
-    with bench.world.store.read() as tx:
-        return operations.get(tx, identity)
-
-
-class Gate:
-    """A call of the hypervisor that begins, and goes on when it is let."""
-
-    def __init__(self, bench: WorkBench, name: str) -> None:
-        self.began, self.go = threading.Event(), threading.Event()
-        plain = getattr(bench.hypervisor, name)
-
-        def slow(*arguments: Any, **named: Any) -> Any:
-            self.began.set()
-            assert self.go.wait(20)
-            return plain(*arguments, **named)
-
-        setattr(bench.hypervisor, name, slow)
 
 
 # --- no guest that answers loses power with unwritten work ---
@@ -92,6 +68,21 @@ def test_a_lease_that_ends_while_it_is_paused(bench: WorkBench) -> None:
     bench.act(PAUSE, box)
     assert expire(bench, box.vmid).state == "done"
     assert bench.volume().fs == "clean"
+
+
+def test_a_lease_that_ends_while_it_is_paused_where_the_rules_do_not_see_it(
+    bench: WorkBench,
+) -> None:
+    hypervisor = bench.hypervisor
+    hypervisor.capabilities = dataclasses.replace(hypervisor.capabilities, makes_taps=True)
+    bench.make()
+    box = bench.new(workspace="work")
+    bench.act(PAUSE, box)
+    hypervisor.calls.clear()
+    bench.fence.elsewhere = [Conflict("the tap is not on this host")]
+    assert expire(bench, box.vmid).state == "done"
+    assert "resume" not in hypervisor.calls
+    assert bench.volume().fs == "dirty"  # its journal has it
 
 
 def test_a_destroy_while_nobody_can_tell_what_has_power(bench: WorkBench) -> None:
@@ -413,3 +404,32 @@ def test_all_of_this_leaves_no_session_without_work(bench: WorkBench) -> None:
     with bench.world.store.read() as tx:
         assert sessions.everyone(tx) == []
         assert tx.execute("SELECT count(*) FROM subject").fetchone()[0] == 0
+
+
+# --- an undo that can never be done must not hold a sandbox for ever ---
+
+
+def test_a_disk_that_its_machine_does_not_take_back_is_left_to_the_next_start(
+    bench: WorkBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox_snapshots, "_TRIES", 3)
+    bench.make()
+    box = bench.new()
+    assert bench.attach("work", box.vmid).state == "done"
+    bench.act(STOP, box)
+    bench.hypervisor.faults["rollback"] = [Conflict("the storage says no")]
+    bench.hypervisor.faults["attach"] = [Busy("VM is locked (backup)") for _ in range(100)]
+    failed = bench.ended(
+        sandbox_requests.revert(bench.world, bench.runner, str(box.vmid), "", restart=False)
+    )
+    assert (failed.state, failed.error) == ("failed", "the storage says no")
+    assert bench.hypervisor.faults["attach"], "tried a few times, and not for ever"
+    assert bench.workspace().holder == box.id
+    assert bench.hypervisor.plugged == {}
+    with bench.world.store.read() as tx:
+        told = [each.text for each in events.after(tx, 0, limit=1000)]
+    assert [text for text in told if "its work disk is not attached: VM is locked" in text]
+    bench.hypervisor.faults["attach"].clear()
+    bench.act(START, box)
+    assert bench.hypervisor.plugged == {box.vmid: bench.workspace().volid}
+    assert bench.hypervisor.mounted == {box.vmid}

@@ -10,7 +10,6 @@ import pytest
 from agentlab import clock
 from agentlab.control import workspace_check, workspace_leases
 from agentlab.errors import Busy, Conflict, Invalid, NotFound, Unavailable
-from agentlab.hypervisor.base import Machine, Power
 from agentlab.model.job import JobState
 from agentlab.model.sandbox import SandboxSpec, SandboxState
 from agentlab.model.session import Session
@@ -537,39 +536,6 @@ def test_check_finds_nothing_when_all_is_well(bench: WorkBench) -> None:
     assert workspace_check.check(bench.world, "work") == []
     bench.new(workspace="work")
     assert workspace_check.check(bench.world, "work") == []
-
-
-def test_check_says_what_mends_each_finding(bench: WorkBench) -> None:
-    bench.make()
-    box = bench.new(workspace="work")
-    volid = bench.workspace().volid
-
-    def names() -> list[str]:
-        found = workspace_check.check(bench.world, "work")
-        assert all(each.remedy for each in found)
-        return [each.name for each in found]
-
-    bench.hypervisor.machines[1009] = Machine(1009, "x", "lab", Power.RUNNING)
-    bench.hypervisor.plugged[1009] = volid
-    assert names() == ["attached-twice", "attached-elsewhere"]
-    del bench.hypervisor.plugged[1009]
-    del bench.hypervisor.plugged[box.vmid]
-    assert names() == ["not-attached"]
-    machine = bench.hypervisor.machines.pop(box.vmid)
-    assert names() == ["machine-missing"]
-    bench.hypervisor.machines[box.vmid] = machine
-    bench.hypervisor.plugged[box.vmid] = volid
-    bench.volume().size = 2048
-    assert names() == ["size"]
-    volume = bench.hypervisor.stored.pop(volid)
-    assert names() == ["volume-missing"]
-    bench.hypervisor.stored[volid] = volume
-    with bench.world.store.write() as tx:
-        tx.execute("UPDATE workspace SET lease_until = 1")
-    assert "lease-stale" in names()
-    with bench.world.store.write() as tx:
-        tx.execute("UPDATE workspace SET holder = 999")
-    assert "lease-orphaned" in names()
 
 
 def test_a_request_that_is_asked_again_after_its_end_is_the_same(bench: WorkBench) -> None:

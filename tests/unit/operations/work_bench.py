@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agentlab.model.session import Session, SessionSpec
 from agentlab.model.workspace import Workspace, WorkspaceSpec
 from agentlab.operations import session_requests, workspace_requests
-from agentlab.store import sessions, workspaces
+from agentlab.store import operations, sessions, workspaces
 from agentlab.store.operations import OperationRow
 from tests.fakes.work_hypervisor import FakeVolume, WorkHypervisor
 from tests.unit.operations.bench import Bench, opened
@@ -60,3 +63,30 @@ def bench(tmp_path: Path) -> Iterator[WorkBench]:
     hypervisor = WorkHypervisor()
     with opened(tmp_path, hypervisor, "[1000, 1009]") as (world, runner, fence):
         yield WorkBench(world, runner, hypervisor, fence)
+
+
+def until(check: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def operation(bench: WorkBench, identity: str) -> OperationRow:
+    with bench.world.store.read() as tx:
+        return operations.get(tx, identity)
+
+
+class Gate:
+    """A call of the hypervisor that begins, and goes on when it is let."""
+
+    def __init__(self, bench: WorkBench, name: str) -> None:
+        self.began, self.go = threading.Event(), threading.Event()
+        plain = getattr(bench.hypervisor, name)
+
+        def slow(*arguments: Any, **named: Any) -> Any:
+            self.began.set()
+            assert self.go.wait(20)
+            return plain(*arguments, **named)
+
+        setattr(bench.hypervisor, name, slow)

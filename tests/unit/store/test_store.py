@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agentlab.errors import Conflict, NotFound
+from agentlab.errors import Conflict, NotFound, Unavailable
 from agentlab.model.job import JOB, Job, JobEvent, JobSpec, JobState, Repo
 from agentlab.model.machine import StateMachine
 from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxEvent, SandboxState
@@ -102,7 +102,7 @@ def test_a_migration_that_fails_changes_nothing(
     Store(tmp_path / "a.db").close()
     bad = [*migrations(), (len(migrations()) + 1, "CREATE TABLE x (a INTEGER) STRICT; nonsense;")]
     monkeypatch.setattr("agentlab.store.migrate.migrations", lambda: bad)
-    with pytest.raises(sqlite3.OperationalError):
+    with pytest.raises(Unavailable, match=r"cannot open .*syntax error"):
         Store(tmp_path / "a.db")
     with sqlite3.connect(tmp_path / "a.db") as connection:
         assert (

@@ -14,12 +14,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from agentlab import run
-from agentlab.errors import Conflict, DeadlineExceeded, Invalid, NotFound, Unavailable, Unsupported
+from agentlab.errors import (
+    Busy,
+    Conflict,
+    DeadlineExceeded,
+    Invalid,
+    NotFound,
+    Unavailable,
+    Unsupported,
+)
 from agentlab.hypervisor import fsck
 from agentlab.hypervisor.base import FileSystem, VolumeCheck
 from agentlab.hypervisor.proxmox import node, tool
@@ -45,9 +54,11 @@ from agentlab.hypervisor.proxmox.transport import (
     NoSuchVM,
     NoSuchVolume,
     StorageFull,
+    classify,
 )
 from agentlab.hypervisor.proxmox.zfs import parse_zfs_list, render_zfs_copy, render_zfs_list
 from agentlab.hypervisor.qemu_img import parse_progress
+from agentlab.model.sandbox import parse_snapshot_name
 
 DIR = Storage("local", "dir", path="/var/lib/vz")
 THIN = Storage("fast", "lvmthin", vgname="pve", thinpool="data")
@@ -294,8 +305,9 @@ def test_an_lvm_rollback_that_is_cut_off_loses_nothing_and_is_done_again(
     whole = {name: lv for name, lv in lvm.lvs.items() if DISK in name and "snap_" not in name}
     assert whole, "there is always one of them"
     lvm.cut = -1
-    assert tools.snapshots(THIN, DISK) == ["s1"], "any verb tidies up"
-    assert lvm.lvs[DISK][0] in ("old", "new")
+    before = dict(lvm.lvs)
+    assert tools.snapshots(THIN, DISK) == ["s1"]
+    assert lvm.lvs == before, "who reads changes nothing: the rollback may be under way"
     tools.rollback(THIN, DISK, "s1")
     assert lvm.lvs[DISK][0] == "old"
     assert sorted(lvm.lvs) == sorted(["data", DISK, f"snap_{DISK}_s1"])
@@ -325,7 +337,6 @@ def test_a_volume_with_half_a_rollback_has_its_name_again_before_it_is_freed(
     tools.settle(THIN, DISK)
     tools.settle(THIN, "vm-7-gone")
     tools.settle(DIR, FILE)
-    tools.settle(ZFS, DISK)
     assert len(lvm.calls) == calls
 
 
@@ -372,6 +383,7 @@ class Zfs:
 
     def __init__(self) -> None:
         self.sets: dict[str, list[str]] = {f"rpool/data/{DISK}": []}
+        self.busy: set[str] = set()
         self.cut = -1
         self.calls: list[list[str]] = []
 
@@ -385,7 +397,7 @@ class Zfs:
             raise KeyboardInterrupt
         self.cut -= 1
         self.calls.append(words)
-        if words[0] == "/bin/sh":
+        if "/bin/sh" in words:
             assert words[-1] not in self.sets
             source, _, taken = words[-2].partition("@")
             assert taken in self.sets[source]
@@ -397,6 +409,8 @@ class Zfs:
             self.sets[dataset].remove(snapshot)
         elif words[1] == "destroy":
             assert words[2] == "-r"
+            if dataset in self.busy:
+                raise classify(what, 0, f"cannot destroy '{dataset}': dataset is busy")
             del self.sets[dataset]
         elif words[1] == "rename":
             assert words[3] not in self.sets
@@ -457,9 +471,121 @@ def test_a_zfs_clone_is_a_whole_copy_also_when_it_was_cut_off(
 def test_what_a_copy_left_does_not_stand_in_the_way_of_a_rollback(zfs: Zfs) -> None:
     tools = NodeTools("pve")
     tools.snapshot(ZFS, DISK, "s1")
-    zfs.sets[f"rpool/data/{DISK}"].append("agentlab-copy")
-    tools.rollback(ZFS, DISK, "s1")
+    zfs.sets[f"rpool/data/{DISK}"].append("agentlab:copy")
     assert tools.snapshots(ZFS, DISK) == ["s1"]
+    assert zfs.sets[f"rpool/data/{DISK}"] == ["s1", "agentlab:copy"], "who reads changes nothing"
+    tools.rollback(ZFS, DISK, "s1")
+    assert zfs.sets[f"rpool/data/{DISK}"] == ["s1"]
+
+
+def test_no_snapshot_of_a_user_is_taken_for_what_a_copy_left(zfs: Zfs) -> None:
+    with pytest.raises(Invalid):
+        NodeTools("pve").snapshot(ZFS, DISK, "agentlab:copy")
+    with pytest.raises(Invalid):
+        parse_snapshot_name("agentlab:copy")
+    NodeTools("pve").snapshot(ZFS, DISK, parse_snapshot_name("agentlab-copy"))
+    NodeTools("pve").clone(ZFS, DISK, "vm-990002-x")
+    assert NodeTools("pve").snapshots(ZFS, DISK) == ["agentlab-copy"]
+
+
+def test_half_a_zfs_copy_is_swept_by_the_next_one_and_when_a_volume_is_freed(zfs: Zfs) -> None:
+    tools = NodeTools("pve")
+    left, stranger = "rpool/data/agentlab-new-vm-990009-agentlab-a.b", "rpool/data/vm-1-disk-0"
+    another = "rpool/data/agentlab-new-vm-990009-agentlab-other"
+    zfs.sets.update({left: [], stranger: [], another: []})
+    zfs.busy.add(left)  # what writes to it has not ended yet
+    tools.settle(ZFS, DISK)
+    with pytest.raises(Busy):
+        tools.clone(ZFS, DISK, "vm-990009-agentlab-a.b")
+    zfs.busy.clear()
+    tools.clone(ZFS, DISK, "vm-990002-agentlab-a.b")
+    assert left not in zfs.sets
+    zfs.sets[left] = []
+    tools.settle(ZFS, DISK)
+    assert sorted(zfs.sets) == sorted(
+        [f"rpool/data/{DISK}", "rpool/data/vm-990002-agentlab-a.b", stranger, another]
+    )
+
+
+def test_a_zfs_copy_that_is_under_way_is_not_swept(
+    zfs: Zfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools, plain = NodeTools("pve"), zfs.__call__
+    swept: list[str] = []
+
+    def meanwhile(words: list[str], what: str, *, timeout: float = 0) -> str:
+        said = plain(words, what, timeout=timeout)
+        if "/bin/sh" in words:
+            tools.settle(ZFS, "vm-990003-agentlab-a.b")
+            swept.append(words[-1])
+            assert words[-1] in zfs.sets
+        return said
+
+    monkeypatch.setattr(tool, "do", meanwhile)
+    tools.clone(ZFS, DISK, "vm-990002-agentlab-a.b")
+    assert swept
+    assert "rpool/data/vm-990002-agentlab-a.b" in zfs.sets
+
+
+def test_a_zfs_copy_ends_with_us_however_we_end(tmp_path: Path) -> None:
+    """A successor would find the dataset busy, and the copy would be left when it ends."""
+    program = tmp_path / "zfs"
+    program.write_text(f"#!/bin/sh\necho $$ >>{tmp_path}/pids\nexec sleep 300\n")
+    program.chmod(0o755)
+    code = (
+        "from agentlab.hypervisor.proxmox import tool, zfs\n"
+        "tool.do(zfs.render_zfs_copy('p/a@s', 'p/b'), 'copy')\n"
+    )
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    daemon = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PATH": path})
+    pids = tmp_path / "pids"
+    _until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+    daemon.kill()
+    daemon.wait()
+    _until(lambda: not any(_runs(int(pid)) for pid in pids.read_text().split()))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def _until(check: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not check():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+# --- who has a volume, by the cluster's own files ---
+
+
+def test_a_volume_is_found_in_whatever_machine_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "vm-990001-agentlab-lab"
+    machines = {
+        "pve1/qemu-server/150": f"name: rescue\nscsi5: local:990001/{name}.qcow2,size=1G\n",
+        "pve2/qemu-server/151": f"cores: 1\n[PENDING]\nvirtio3: local:990001/{name}.qcow2\n",
+        "pve2/qemu-server/152": f"sata0: /var/lib/vz/images/990001/{name}.qcow2,size=1G\n",
+        "pve1/lxc/153": f"mp0: local:990001/{name}.qcow2,mp=/mnt\n",
+        # not attached
+        "pve1/qemu-server/160": f"unused0: local:990001/{name}.qcow2\n",
+        "pve1/qemu-server/161": f"scsi0: x:1\n[before]\nscsi1: local:990001/{name}.qcow2\n",
+        "pve1/qemu-server/162": f"#scsi1: local:990001/{name}.qcow2\nname: {name}.qcow2\n",
+        "pve1/qemu-server/163": f"scsi1: local:990001/{name}-b.qcow2\n",
+    }
+    for path, text in machines.items():
+        file = tmp_path / f"{path}.conf"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    monkeypatch.setattr(node, "NODES", tmp_path)
+    assert NodeTools("pve1").holders(f"local:990001/{name}.qcow2") == [150, 151, 152, 153]
+    assert NodeTools("pve1").holders("local:vm-7-x") == []
+    monkeypatch.setattr(node, "NODES", tmp_path / "absent")
+    assert NodeTools("pve1").holders(f"local:990001/{name}.qcow2") == []
 
 
 # --- qcow2 files, for real ---
@@ -506,6 +632,25 @@ def files(tmp_path: Path) -> Files:
     files.make()
     files.write(0xAA)
     return files
+
+
+def test_an_image_that_an_earlier_program_has_open_is_waited_for(files: Files) -> None:
+    """A daemon that was killed leaves its qemu-img, which ends soon: no reason to fail."""
+    files.tools.snapshot(files.storage, FILE, "first")
+    words = ["qemu-io", "-f", "qcow2", str(files.file())]
+    holder = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdin
+        assert holder.stdout
+        holder.stdin.write(b"read 0 512\n")
+        holder.stdin.flush()
+        holder.stdout.readline()
+        for attempt in (files.tools.rollback, files.tools.delete_snapshot):
+            with pytest.raises(Busy, match="lock"):
+                attempt(files.storage, FILE, "first")
+    finally:
+        holder.communicate(b"quit\n")
+    files.tools.rollback(files.storage, FILE, "first")
 
 
 def test_a_rollback_brings_back_what_was_there(files: Files) -> None:
