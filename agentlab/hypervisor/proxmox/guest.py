@@ -18,7 +18,7 @@ from agentlab.errors import DeadlineExceeded, Invalid, NotFound, Unavailable
 from agentlab.hypervisor.base import ExecResult, GuestInterface, MachineSpec
 from agentlab.hypervisor.guest_answers import READY, parse_interfaces, plain
 from agentlab.hypervisor.proxmox.inventory import Found
-from agentlab.hypervisor.proxmox.machines import Part
+from agentlab.hypervisor.proxmox.part import Part
 from agentlab.hypervisor.proxmox.transport import NoSuchPid, NoSuchVM, NotRunning, Refused
 
 # $0 is the name of this run: whoever comes second finds it taken and runs nothing.  One run of 256
@@ -43,7 +43,7 @@ _WRITE_LAST = (
 _WRITE_LIMIT = 64 << 10
 _STDIN_LIMIT = 45_000  # bytes; 60,000 characters of base64, below the agent call's 64 KiB
 _ANSWER = 15.0
-_LOOK = 10.0  # for a look at a file, which takes the agent a moment
+_LOOK = 20.0  # for a look at a file; a moment, but for a host that is overloaded
 _FIRST_POLL, _SLOWEST_POLL = 0.05, 1.0
 
 

@@ -8,21 +8,15 @@ is no template yet is a build that failed or was cut off: it is removed, and mad
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentlab import run
-from agentlab.clock import Deadline
 from agentlab.errors import (
     AgentLabError,
     Conflict,
-    DeadlineExceeded,
     Invalid,
     NotFound,
     NotOurs,
@@ -30,7 +24,6 @@ from agentlab.errors import (
     Unsupported,
 )
 from agentlab.hypervisor.base import TemplateReport
-from agentlab.hypervisor.files import wait_lock
 from agentlab.hypervisor.proxmox import root_view
 from agentlab.hypervisor.proxmox.check import check_template
 from agentlab.hypervisor.proxmox.inventory import Found, Inventory, Resources
@@ -38,7 +31,8 @@ from agentlab.hypervisor.proxmox.names import check_owner, parse_storages, root_
 from agentlab.hypervisor.proxmox.node import NodeTools
 from agentlab.hypervisor.proxmox.settings import Settings
 from agentlab.hypervisor.proxmox.tasks import Api, settled
-from agentlab.hypervisor.proxmox.transport import Exists, InUse, Locked, NoSuchVM, classify
+from agentlab.hypervisor.proxmox.template_import import LONG, held, import_disk
+from agentlab.hypervisor.proxmox.transport import Exists, InUse, Locked, NoSuchVM
 
 TAG = "agentlab-template"
 _MARK = re.compile(
@@ -50,7 +44,6 @@ _MARK = re.compile(
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _UNUSED = re.compile(r"unused\d+")
 _FILE_TYPES = ("dir", "nfs", "cifs", "glusterfs")  # where only qcow2 has snapshots
-_LONG = 3600.0
 _SETTLE = 600.0  # for starting over after a reply that was lost
 _TRIES = 1000  # VMIDs that may be taken
 _CPU = "x86-64-v2-AES"  # what current programs ask for, and every processor of ten years has
@@ -197,7 +190,7 @@ class Templates:
                 f"cannot build template {order.name}: Proxmox takes no such name",
                 hint="use letters, digits, '-' and '.', and not digits alone",
             )
-        with _held(order.work) as lock:
+        with held(order.work) as lock:
             try:
                 vmid = settled(
                     lambda: self._attempt(order, on_step, lock),
@@ -231,7 +224,7 @@ class Templates:
         path = f"/nodes/{self._settings.node}/qemu/{vmid}"
         self._attach(path, vmid)
         what = f"cannot make VM {vmid} a template"
-        self._api.act("POST", f"{path}/template", what=what, patience=_LONG)
+        self._api.act("POST", f"{path}/template", what=what, patience=LONG)
         took = time.monotonic() - begun
         on_step(f"template {order.name} is VM {vmid} ({took:.0f} s)")
         return vmid
@@ -298,7 +291,7 @@ class Templates:
                 self._api.get("/cluster/nextid", what=f"cannot look up VMID {vmid}", vmid=vmid)
                 if any(root_view.disks_of(vmid, self._settings.node, each) for each in storages):
                     continue  # of a VM that is gone, or of another cluster
-                self._api.act("POST", path, params, what=what, patience=_LONG)
+                self._api.act("POST", path, params, what=what, patience=LONG)
             except Exists:
                 continue
             return vmid
@@ -382,39 +375,3 @@ def _finished(found: Found) -> bool:
     """A template whose disk is one to clone from: Proxmox sets the flag before it makes that."""
     root = root_drive(found.config)
     return found.template and root is not None and "base-" in root.volid
-
-
-def import_disk(vmid: int, image: Path, storage: str, format_: str, lock: int) -> None:
-    """`qm disk import`, as root on the node: the disk is the VM's `unused0` then.
-
-    It inherits the lock: should we be killed, who comes next waits until it has ended.
-    """
-    options = ["--format", format_] if format_ else []
-    argv = ["qm", "disk", "import", str(vmid), str(image), storage, *options]
-    with tempfile.TemporaryFile() as said:
-        process = run.spawn(
-            argv, stdout=said, stderr=said, pass_fds=(lock,), env={**os.environ, "LC_ALL": "C"}
-        )
-        deadline = Deadline.after(_LONG)
-        while (status := process.poll()) is None:
-            if deadline.passed:
-                run.kill_group(process)
-                raise DeadlineExceeded(f"importing {image} took longer than {_LONG:.0f} s")
-            time.sleep(0.1)
-        if status != 0:
-            said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines()
-            what = f"cannot import {image} to {storage} for VM {vmid}"
-            raise classify(what, 0, lines[-1] if lines else f"status {status}")
-
-
-@contextmanager
-def _held(work: Path) -> Iterator[int]:
-    """The lock of all builds here, as a descriptor that a program may inherit."""
-    work.mkdir(mode=0o755, parents=True, exist_ok=True)
-    descriptor = os.open(work / "proxmox.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        wait_lock(descriptor, Deadline.after(_LONG), "the template build")
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -24,13 +24,13 @@ from agentlab.hypervisor.base import Volume, VolumeCheck
 from agentlab.hypervisor.fsck import unsupported_path
 from agentlab.hypervisor.proxmox.dead_lock import is_dead, refusal, refuse_dead
 from agentlab.hypervisor.proxmox.inventory import Found
-from agentlab.hypervisor.proxmox.machines import Part, as_read
 from agentlab.hypervisor.proxmox.names import (
     check_snapshot,
     parse_drives,
     volume_name,
     volume_owner,
 )
+from agentlab.hypervisor.proxmox.part import Part, as_read
 from agentlab.hypervisor.proxmox.storage_plan import (
     FILE_TYPES,
     Storage,

@@ -20,14 +20,22 @@ from pathlib import Path
 
 import pytest
 
-from agentlab.errors import Busy, Internal, Invalid, NotFound, Unavailable, Unsupported
-from agentlab.hypervisor.proxmox import pvesh
-from agentlab.hypervisor.proxmox.pvesh import (
-    PveshTransport,
+from agentlab.errors import (
+    AgentLabError,
+    Busy,
+    Internal,
+    Invalid,
+    NotFound,
+    Unavailable,
+    Unsupported,
+)
+from agentlab.hypervisor.proxmox import pvesh, pvesh_records
+from agentlab.hypervisor.proxmox.pvesh import PveshTransport
+from agentlab.hypervisor.proxmox.pvesh_records import render_launch
+from agentlab.hypervisor.proxmox.pvesh_words import (
     parse_error,
     parse_value,
     render_call,
-    render_launch,
     render_parameters,
     subject_of,
 )
@@ -277,7 +285,7 @@ def test_a_task_has_its_own_session_and_no_pipe_to_us(stage: Stage) -> None:
     [
         (("400 Parameter verification failed.\nnewid: value is no VMID\n"
          "pvesh create <api_path> [OPTIONS] [FORMAT_OPTIONS]\n"), 2, Internal),
-        ("403 Permission check failed (/vms/9000, VM.Clone)\n", 255, pvesh.AgentLabError),
+        ("403 Permission check failed (/vms/9000, VM.Clone)\n", 255, AgentLabError),
         ("unable to create VM 1072: config file already exists\n", 2, Exists),
         ("Configuration file 'nodes/pve/qemu-server/9000.conf' does not exist\n", 2, NoSuchVM),
         ("something new\n", 29, Refused),
@@ -415,7 +423,7 @@ def test_a_call_that_was_given_up_never_begins(
 def test_a_record_whose_daemon_died_before_it_began_is_given_up(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pvesh, "_START_WITHIN", 0.3)
+    monkeypatch.setattr(pvesh_records, "_START_WITHIN", 0.3)
     stage.pvesh("echo '\"x\"'")
     transport = stage.transport()
     transport.call(*CLONE, timeout=10)
