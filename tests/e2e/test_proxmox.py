@@ -186,15 +186,18 @@ def test_a_workspace_outlives_its_sandboxes(place: tuple[Lab, Node]) -> None:
     assert say("other", "sha256sum </work/data") == digest
 
     # its root disk goes back and forth, and /work stays
-    say("other", "echo gone >~/mark; sync")
+    say("other", "echo gone >/home/agent/mark; sync")
     ok("sandbox revert --yes other")
-    assert say("other", "test ! -e ~/mark; sha256sum </work/data") == digest
-    say("other", "echo kept >~/mark; echo later >/work/later; sync")
+    assert say("other", "test ! -e /home/agent/mark; sha256sum </work/data") == digest
+    say("other", "echo kept >/home/agent/mark; echo later >/work/later; sync")
     ok("sandbox stop other")
     ok("sandbox snapshot save other marked")
     ok("sandbox revert --yes other")  # without power, as it was
     ok("sandbox snapshot restore --yes --restart other marked")
-    assert say("other", "cat ~/mark /work/later; sha256sum </work/data") == f"kept\nlater\n{digest}"
+    assert (
+        say("other", "cat /home/agent/mark /work/later; sha256sum </work/data")
+        == f"kept\nlater\n{digest}"
+    )
 
     ok("sandbox destroy --force other")
     shown = lab.ask("workspace", "show", "fix")
