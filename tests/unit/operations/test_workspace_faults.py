@@ -79,7 +79,7 @@ def test_a_lease_that_ends_while_it_is_paused_where_the_rules_do_not_see_it(
     box = bench.new(workspace="work")
     bench.act(PAUSE, box)
     hypervisor.calls.clear()
-    bench.fence.elsewhere = [Conflict("the tap is not on this host")]
+    bench.fence.elsewhere = [Conflict("the tap is not on this host")] * 9  # each time that it looks
     assert expire(bench, box.vmid).state == "done"
     assert "resume" not in hypervisor.calls
     assert bench.volume().fs == "dirty"  # its journal has it
