@@ -27,7 +27,7 @@ test: need dist ## everything, with real VMs: under 30 minutes on 2 cores; of th
 
 soak: $(READY) ## 1,000 random operations with faults and kills, the whole fault matrix, 1 GB in a workspace; SEED=, OPS=, KILL_EACH=
 	$(PY) scripts/soak $(if $(SEED),--seed $(SEED)) --ops $(or $(OPS),1000) --kill-each $(or $(KILL_EACH),50)
-	$(if $(SEED),,$(PYTEST) -n $(WORKERS) -m soak tests/faults tests/e2e)
+	$(if $(SEED),,$(PYTEST) -n $(WORKERS) -m soak tests/faults tests/e2e tests/contract)
 
 demo: ## the main job in a real VM, all traces taken away; HYPERVISOR=proxmox BACKEND=api|shell: on a lab node
 	@$(PYTHON) scripts/demo --check-user

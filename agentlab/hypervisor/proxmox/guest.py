@@ -40,10 +40,12 @@ _WRITE_LAST = (
     'umask 077; cat >>"$1" && [ "$(wc -c <"$1")" -eq "$4" ] && chmod "$3" "$1" '
     '&& mv -fT "$1" "$2" || { rm -f "$1"; exit 1; }'
 )
+# For ten seconds at most, in the guest itself: each question from outside costs it a program.
+_AWAIT = 'n=0; until [ -e "$0" ]; do n=$((n + 1)); [ $n -le 40 ] || exit 1; sleep 0.25; done'
 _WRITE_LIMIT = 64 << 10
 _STDIN_LIMIT = 45_000  # bytes; 60,000 characters of base64, below the agent call's 64 KiB
 _ANSWER = 15.0
-_LOOK = 20.0  # for a look at a file; a moment, but for a host that is overloaded
+_LOOK = 30.0  # for that, on a host that is overloaded
 _FIRST_POLL, _SLOWEST_POLL = 0.05, 1.0
 
 
@@ -69,7 +71,7 @@ class ProxmoxGuest(Part):
         Not by `file-read`: Proxmox reads on until the agent says that the file is at its end, so
         that a hostile one keeps a worker of pvedaemon for ever (PVE/API2/Qemu/Agent.pm).
         """
-        words, what = ["/bin/sh", "-c", 'test -e "$0"', READY], f"cannot look into VM {vmid}"
+        words, what = ["/bin/sh", "-c", _AWAIT, READY], f"cannot look into VM {vmid}"
         deadline = Deadline.after(_LOOK)
         started = self._begin_exec(node, vmid, words, "", what, deadline)
         return self._end_exec(_path(node, vmid), started, what, deadline).status == 0
