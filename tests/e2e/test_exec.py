@@ -22,7 +22,10 @@ BIG = int(os.environ.get("AGENTLAB_EXEC_MB", "3")) << 20
 KIND: list[str] = []  # of laboratory, the present one last
 
 
-@pytest.fixture(scope="module", params=["local", "api", "shell"])
+# by pvesh it takes minutes, with the driver's own code behind it as by REST
+@pytest.fixture(
+    scope="module", params=["local", "api", pytest.param("shell", marks=pytest.mark.soak)]
+)
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     with _laboratory(request.param) as made:
         KIND.append(request.param)
