@@ -115,9 +115,7 @@ class ProxmoxSnapshots(ProxmoxMachines):
             raise _not_newest(what, later_than(name, [*there]), error) from error
 
     def blockers(self, vmid: int, name: str) -> Sequence[str]:
-        found = self._inventory.find(vmid)
-        if found is None:
-            raise NotFound(f"cannot list the snapshots of VM {vmid}: there is no such VM")
+        found = self._listed(vmid)
         names = [entry.name for entry in self._list(found)]
         if name not in names:
             raise NotFound(f"VM {vmid} has no snapshot {name}")
@@ -138,10 +136,13 @@ class ProxmoxSnapshots(ProxmoxMachines):
         )
 
     def snapshots(self, vmid: int) -> Sequence[str]:
+        return [entry.name for entry in self._list(self._listed(vmid))]
+
+    def _listed(self, vmid: int) -> Found:
         found = self._inventory.find(vmid)
         if found is None:
             raise NotFound(f"cannot list the snapshots of VM {vmid}: there is no such VM")
-        return [entry.name for entry in self._list(found)]
+        return found
 
     def delete_snapshot(self, vmid: int, name: str, *, owner: str) -> None:
         check_snapshot(name)

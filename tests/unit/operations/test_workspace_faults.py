@@ -303,14 +303,7 @@ def rebind(bench: WorkBench, *, force: bool = False) -> str:
 def test_who_destroys_the_old_one_does_not_undo_the_move(bench: WorkBench) -> None:
     bench.make()
     old = bench.new(workspace="work")
-    plain, block = bench.hypervisor.destroy, threading.Event()
-
-    def destroy(vmid: int, *, owner: str) -> None:
-        if vmid == old.vmid and not block.is_set():
-            raise Unavailable("no answer")
-        plain(vmid, owner=owner)
-
-    bench.hypervisor.destroy = destroy  # type: ignore[method-assign]
+    block = bench.undestroyed(old.vmid)
     moving = rebind(bench)
     until(lambda: "destroy_old" in operation(bench, moving).waits_for)
     new = bench.workspace().vmid

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import threading
 from collections.abc import Iterator
 
 import pytest
 
-from agentlab.errors import Busy, Conflict, Unavailable
+from agentlab.errors import Busy, Conflict
 from agentlab.hypervisor.base import Machine, Power
 from agentlab.model.job import Job, JobSpec, JobState
 from agentlab.model.sandbox import SandboxSpec, SandboxState
@@ -359,14 +358,7 @@ def test_a_rebind_whose_old_one_cannot_be_destroyed_is_done(bench: WorkBench) ->
 def test_a_rebind_that_still_destroys_keeps_nobody_from_the_new_one(bench: WorkBench) -> None:
     bench.make()
     old = bench.new(workspace="work")
-    plain, block = bench.hypervisor.destroy, threading.Event()
-
-    def destroy(vmid: int, *, owner: str) -> None:
-        if vmid == old.vmid and not block.is_set():
-            raise Unavailable("no answer")
-        plain(vmid, owner=owner)
-
-    bench.hypervisor.destroy = destroy  # type: ignore[method-assign]
+    block = bench.undestroyed(old.vmid)
     moving = rebind(bench)
     until(lambda: "destroy_old" in operation(bench, moving).waits_for)
     new = bench.workspace().vmid

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from agentlab.errors import Unavailable
 from agentlab.model.session import Session, SessionSpec
 from agentlab.model.workspace import Workspace, WorkspaceSpec
 from agentlab.operations import session_requests, workspace_requests
@@ -23,6 +24,18 @@ from tests.unit.operations.bench import Bench, opened
 @dataclass
 class WorkBench(Bench):
     hypervisor: WorkHypervisor
+
+    def undestroyed(self, vmid: int) -> threading.Event:
+        """Nobody answers who destroys this machine, until the event is set."""
+        plain, block = self.hypervisor.destroy, threading.Event()
+
+        def destroy(asked: int, *, owner: str) -> None:
+            if asked == vmid and not block.is_set():
+                raise Unavailable("no answer")
+            plain(asked, owner=owner)
+
+        self.hypervisor.destroy = destroy  # type: ignore[method-assign]
+        return block
 
     def make(self, name: str = "work", size: int = 1024) -> Workspace:
         """A workspace that is there."""
