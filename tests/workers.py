@@ -37,7 +37,8 @@ def group_of(nodeid: str) -> str:
 
 @cache
 def starts_machines(group: str) -> bool:
-    return "mark.vm" in (ROOT / group.partition("[")[0]).read_text()
+    file = ROOT / group.partition("[")[0]
+    return file.exists() and "mark.vm" in file.read_text()
 
 
 def order(group: str, tests: int) -> tuple[bool, int, int]:
@@ -66,6 +67,23 @@ class Groups(LoadScopeScheduling):
             return
         self.workqueue.move_to_end(chosen or waiting[0], last=False)
         super()._assign_work_unit(node)
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """What a worker that ended leaves to others: not the test that ended it.
+
+        xdist's own hands that one out again, and files of which all is done; a worker that gets
+        such a file never asks for another, and the run never ends.
+        """
+        left = self.assigned_work[node]
+        ended_in = next((each for tests in left.values() for each in tests if not tests[each]), None)
+        if ended_in is None:
+            return super().remove_node(node)
+        del self.assigned_work[node]
+        left[group_of(ended_in)][ended_in] = True
+        self.workqueue.update({k: tests for k, tests in left.items() if not all(tests.values())})
+        for other in self.nodes:
+            self._reschedule(other)
+        return ended_in
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Groups:

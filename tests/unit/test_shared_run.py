@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.tables import Table, pytest_runtest_logreport, pytest_terminal_summary
-from tests.workers import group_of, starts_machines
+from tests.workers import ROOT, group_of, starts_machines
 
 
 @pytest.mark.parametrize(
@@ -27,6 +32,30 @@ def test_a_group_is_a_file_or_what_has_a_lab_of_its_own_in_it(nodeid: str, group
 def test_files_with_machines_are_known() -> None:
     assert starts_machines("tests/faults/test_kill.py[undo]")
     assert not starts_machines("tests/contract/test_rest.py")
+
+
+@pytest.mark.parametrize("dies", ["os._exit(1)", "time.sleep(60)"], ids=["ends", "hangs"])
+def test_a_worker_that_ends_in_a_test_costs_that_test_alone(tmp_path: Path, dies: str) -> None:
+    for name in "abcd":
+        tests = "".join(f"def test_{each}(): pass\n" for each in range(5))
+        Path(tmp_path / f"test_{name}.py").write_text(tests)
+    last = f"import os, time\ndef test_1(): pass\ndef test_2(): {dies}\ndef test_3(): pass\n"
+    Path(tmp_path / "test_e.py").write_text(last)
+    options = ["-p", "tests.workers", "-p", "no:cacheprovider", "-n3", "--timeout=1", "-c/dev/null"]
+    options += ["--timeout-method=thread", f"--rootdir={tmp_path}", "-q", str(tmp_path)]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *options],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert re.search(r"^1 failed, 22 passed", run.stdout, re.MULTILINE), run.stdout + run.stderr
+    assert run.stdout.count("node down") == 1
+    assert "/test_e.py::test_2" in run.stdout
 
 
 class _Item:
