@@ -75,7 +75,9 @@ class Groups(LoadScopeScheduling):
         such a file never asks for another, and the run never ends.
         """
         left = self.assigned_work[node]
-        ended_in = next((each for tests in left.values() for each in tests if not tests[each]), None)
+        ended_in = next(
+            (each for tests in left.values() for each in tests if not tests[each]), None
+        )
         if ended_in is None:
             return super().remove_node(node)
         del self.assigned_work[node]
