@@ -68,8 +68,10 @@ class ShakyNode(Node):
             return Fault("delay", *common, secs=draw.uniform(0, 20))
         return Fault("lose the reply" if kind == "lost reply" else "no worker", *common)
 
-    def _fail_as_told(self, record: dict[str, Any]) -> None:
-        super()._fail_as_told(record)
+    def _fail_as_told(self, record: dict[str, Any], *, late: bool = False) -> None:
+        super()._fail_as_told(record, late=late)
+        if late:  # one draw for each task
+            return
         self._tasks_begun += 1
         draw = random.Random(f"{self.seed} task {self._tasks_begun}")
         if self.shaky and record["type"] != "qmclone" and draw.random() < FAILED_TASKS:
