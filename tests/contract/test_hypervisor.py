@@ -303,7 +303,9 @@ def test_a_changed_disk_boots_with_what_was_written(powered: Bench) -> None:
 
 @pytest.mark.vm
 @pytest.mark.slow
-@pytest.mark.parametrize("powered", ["local", "api"], indirect=True)  # two boots each
+@pytest.mark.parametrize(  # two cold boots each
+    "powered", ["local", pytest.param("api", marks=pytest.mark.soak)], indirect=True
+)
 def test_clean_is_put_back_under_a_disk_that_grew(powered: Bench) -> None:
     if isinstance(powered, LocalBench):
         powered.hypervisor = powered.again(start_mode="cold")

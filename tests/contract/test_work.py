@@ -53,7 +53,9 @@ def test_a_workspace_goes_from_machine_to_machine_while_they_run(powered: Bench)
     assert work(powered, 1012, "mount", "--make")["made"] is False
 
 
-@pytest.mark.parametrize("powered", ["local", "api"], indirect=True)
+@pytest.mark.parametrize(
+    "powered", ["local", pytest.param("api", marks=pytest.mark.soak)], indirect=True
+)
 def test_a_machine_that_starts_again_finds_its_workspace(powered: Bench, tmp_path: Path) -> None:
     volid, spec = powered.allot(size=256), powered.spec(1012)
     powered.clone(1012)

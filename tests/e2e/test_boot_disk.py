@@ -34,7 +34,8 @@ def boxes(tmp_path: Path) -> Iterator[list[Box]]:
         yield made
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.soak  # three cold boots; each case of test_proxmox.py is one of this disk, too
+@pytest.mark.timeout(1200)
 def test_two_clones_of_the_disk_are_machines_of_their_own(boxes: list[Box]) -> None:
     begun = time.monotonic()
     for box in boxes:

@@ -18,7 +18,7 @@ from tests.e2e.proxmox import proxmox_laboratory
 pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ALL = bytes(range(256))
-BIG = int(os.environ.get("AGENTLAB_EXEC_MB", "3")) << 20
+BIG = int(os.environ.get("AGENTLAB_EXEC_MB", "1")) << 20
 KIND: list[str] = []  # of laboratory, the present one last
 
 

@@ -36,7 +36,7 @@ class Place:
     node: Node | None
 
 
-@pytest.fixture(scope="module", params=["local", "proxmox"])
+@pytest.fixture(scope="module", params=["local", pytest.param("proxmox", marks=pytest.mark.soak)])
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     with contextlib.ExitStack() as stack:
         node = None

@@ -145,6 +145,7 @@ def test_a_killed_daemon_goes_on(place: tuple[Lab, Node], moment: str) -> None:
     assert events["state"] == "COMPLETED"
 
 
+@pytest.mark.soak  # five cold boots
 @pytest.mark.parametrize("place", ["api"], indirect=True)
 def test_a_workspace_outlives_its_sandboxes(place: tuple[Lab, Node]) -> None:
     """Attached before the first power-on, and to a guest that runs.

@@ -24,8 +24,8 @@ from agentlab.hypervisor.image.root import RUNNER, put
 _FORMAT = "1"
 _TIMEOUT = 45 * 60.0
 _SCRIPT = "adapt.sh"
-_UNIT = "etc/systemd/system/agentlab-runner.service"
 _AS_THEY_ARE = (
+    "etc/systemd/system/agentlab-runner.service",
     "etc/systemd/system/agentlab-work.service",
     "etc/systemd/system.conf.d/agentlab.conf",
     "etc/systemd/system/cloud-init.service.d/agentlab.conf",
@@ -179,12 +179,8 @@ def _raise_said(source: Path, done: run.Completed) -> None:
 def _files(runner: bytes) -> Mapping[str, bytes]:
     """What is put into the image, by path from its root."""
     tree = dict(recipe.tree())
-    unit = tree[_UNIT]
-    # A distribution's own cloud-final waits for multi-user.target, which the runner is a part of.
-    unit = unit.replace(b" cloud-final.service", b"")
     return {
         RUNNER: runner,
-        _UNIT: unit,
         **{name: tree[name] for name in _AS_THEY_ARE},
         "etc/cloud/cloud.cfg.d/99-agentlab.cfg": _CLOUD,
     }
