@@ -62,7 +62,9 @@ class WorkDisks:
     def plug(self, vmid: int, volid: str) -> None:
         """A machine with power gets the disk; TaskError when the power of another is on it."""
         with self._lock:
-            self._locks[vmid] = ImageLock(self.node.file_of(volid))
+            lock = ImageLock(self.node.file_of(volid))
+            self.close(vmid)
+            self._locks[vmid] = lock
 
     def unplug(self, vmid: int, volid: str) -> None:
         with self._lock:
@@ -82,9 +84,15 @@ class WorkDisks:
         with self._lock:
             self._mounts.pop(vmid, None)
             self.busy.pop(vmid, None)
-            lock = self._locks.pop(vmid, None)
-            if lock is not None:
-                lock.release()
+            self.close(vmid)
+
+    def close(self, *vmids: int) -> None:
+        """Lets go of the images of these machines; of all without any."""
+        with self._lock:
+            for vmid in vmids or list(self._locks):
+                lock = self._locks.pop(vmid, None)
+                if lock is not None:
+                    lock.release()
 
     def shut_down(self, vmid: int) -> None:
         """The guest powers off by itself."""

@@ -672,7 +672,9 @@ def bench(
             with served.paused():
                 built.strangers = fingerprints(made)
             yield built
+        assert made.mistakes == []
     finally:
+        made.work.close()
         if built is not None and built.daemon:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(built.daemon, signal.SIGKILL)

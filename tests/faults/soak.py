@@ -32,6 +32,7 @@ FAULTS = 0.02  # of all calls
 FAILED_TASKS = 0.005
 _IN_FLIGHT = 6
 _MOST = 25  # sandboxes that are kept at one time
+_ENDS = 240.0  # after so long one of those in flight has ended, with whatever retries
 _QUIET = 150.0
 _SAYS = {
     "500 lock": (500, "can't lock file '/var/lock/qemu-server/lock-1.conf' - got timeout"),
@@ -128,8 +129,9 @@ class Soak:
             act = self._force
         act()
         time.sleep(self.rng.uniform(0.0, 0.05))
-        until = time.monotonic() + 60
-        while len(self._unfinished()) >= _IN_FLIGHT and time.monotonic() < until:
+        until = time.monotonic() + _ENDS
+        while len(waiting := self._unfinished()) >= _IN_FLIGHT:
+            assert time.monotonic() < until, f"nothing ends: {waiting}\n{self.bench.log()[-4000:]}"
             if self.bench.is_dead(0.02):
                 self._revive()
 

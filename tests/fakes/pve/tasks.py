@@ -25,6 +25,7 @@ RECORD: ContextVar[Record | None] = ContextVar("the task that this code runs in"
 SPOKEN: ContextVar[list[tuple[str, str]] | None] = ContextVar("what a call prints", default=None)
 STARTED: ContextVar[list[str] | None] = ContextVar("the tasks that a call started", default=None)
 
+_MISTAKES = (TypeError, AttributeError, NameError, LookupError, AssertionError)
 # What a task takes, in PVE seconds: the medians of tests with Proxmox's own programs.
 SECONDS = {
     "qmclone": 0.46,
@@ -56,6 +57,7 @@ class Tasks:
         super().__init__(*args, **kwargs)
         self.seconds = dict(SECONDS)
         self.task_faults: list[TaskFault] = []
+        self.mistakes: list[str] = []  # of ours, which a task's failure would hide
         self._running: dict[str, asyncio.Task[None]] = {}
 
     def say(self, line: str) -> None:
@@ -140,6 +142,8 @@ class Tasks:
         except Exception as error:  # noqa: BLE001 - a hook's failure is the task's
             logging.getLogger(__name__).warning("task %s: %r", upid, error)
             status = f"{type(error).__name__}: {error}".splitlines()[0]
+            if isinstance(error, _MISTAKES):
+                self.mistakes.append(f"{record['type']}: {status}")
         if ending:
             record["log"].append("TASK OK" if status == "OK" else f"TASK ERROR: {status}")
         record.update(status="stopped", exitstatus=status, endtime=int(time.time()))
