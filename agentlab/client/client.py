@@ -76,7 +76,11 @@ class Client:
         try:
             return once()
         except Lost:  # from here on it may be done, so that a refused connection is a restart
-            return patiently(once, patience=patience)
+            try:
+                return patiently(once, patience=patience)
+            except Unreachable as error:
+                error.hint = f"it may be done: look before you ask again; {error.hint}"
+                raise
 
     def create_job(self, job: m.JobRequest, *, patience: float = PATIENCE) -> m.JobView:
         """Runs a job once, however often the reply is lost."""

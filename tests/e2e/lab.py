@@ -15,10 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 PROFILE = """\
 name: {name}
@@ -162,8 +165,22 @@ class Lab:
             f"job {identity} does not end: {done.stdout}\n{self.log.read_text()[-3000:]}"
         )
 
-    def await_death(self, job: str, timeout: float = 300.0) -> None:
-        """Waits until the daemon has been killed; fails at once when the job ends before that."""
+    def across_death(
+        self, ask: Callable[[], T], killer: Sequence[str], *, then: Sequence[str] | None = None
+    ) -> T:
+        """Asks a daemon that dies of it, and starts another (`then`).
+
+        The reply may die with the daemon: the client asks until the next one gives it.
+        """
+        self.start(argv=killer)
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(ask)
+            self._await_death()
+            self.start(argv=then)
+            return asked.result()
+
+    def _await_death(self, timeout: float = 300.0) -> None:
+        """Waits until the daemon has been killed."""
         assert self.daemon is not None
         until = time.monotonic() + timeout
         while time.monotonic() < until:
@@ -171,9 +188,7 @@ class Lab:
                 assert self.daemon.wait(0.5) == -signal.SIGKILL
                 self.daemon = None
                 return
-            shown = self.cli("job", "show", job, "--json").stdout
-            assert not re.search(r'"settled": ?true', shown), shown
-        raise AssertionError("the daemon was not killed in time")
+        raise AssertionError(f"the daemon was not killed in time:\n{self.log.read_text()[-3000:]}")
 
     def run_job(self, profile: str, task: str, repo: Path, *more: str) -> dict[str, object]:
         """Asks for a job and gives its record at once."""

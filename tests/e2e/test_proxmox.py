@@ -134,10 +134,7 @@ def test_a_killed_daemon_goes_on(place: tuple[Lab, Node], moment: str) -> None:
     lab, node = place
     lab.stop()
     wrapper = [sys.executable, "tests/fakes/killing_daemon.py", "--kill", moment]
-    lab.start(argv=wrapper)
-    identity = run(lab)
-    lab.await_death(identity)
-    lab.start()
+    identity = lab.across_death(lambda: run(lab), wrapper)
     job = check(lab, node, identity)
     files = Path(str(job["artifact_dir"])) / "files"
     assert (files / "mark").read_text() == "ran\n"

@@ -115,12 +115,8 @@ class Place:
     def killed_at(self, moment: str, line: str) -> None:
         """Asks a daemon for an operation that is killed at a moment of it; another one ends it."""
         assert self.lab.stop() == 0
-        self.lab.start(argv=[*KILLER, "--kill", moment])
-        self.run(f"{line} --no-wait")
-        assert self.lab.daemon is not None
-        assert self.lab.daemon.wait(180) == -signal.SIGKILL
-        self.lab.daemon = None
-        self.lab.start()
+        killer = [*KILLER, "--kill", moment]
+        self.lab.across_death(lambda: self.run(f"{line} --no-wait"), killer)
         self.settle()
 
     def killed_after(self, seconds: float, line: str) -> None:

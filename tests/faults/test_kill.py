@@ -43,11 +43,11 @@ def lab() -> Iterator[Lab]:
 
 def _killed(lab: Lab, kill: str, *more: str) -> dict[str, object]:
     """Starts a daemon that dies at a boundary, runs a job into it, and starts a sound one."""
-    lab.start(argv=[*KILLER, "--kill", kill, *more])
-    job = lab.run_job("once", "run once", lab.scratch / "repo")
-    lab.await_death(str(job["id"]))
-    lab.start(argv=[*KILLER, *more])
     try:
+        killer, sound = [*KILLER, "--kill", kill, *more], [*KILLER, *more]
+        job = lab.across_death(
+            lambda: lab.run_job("once", "run once", lab.scratch / "repo"), killer, then=sound
+        )
         return lab.wait_final(str(job["id"]))
     finally:
         assert lab.stop() == 0

@@ -244,5 +244,7 @@ def test_act_that_is_refused_is_not_tried_again(daemon: FakeDaemon, client: Clie
 def test_act_gives_up_when_no_reply_ever_comes(daemon: FakeDaemon, client: Client) -> None:
     daemon.world.sandboxes["1003"] = sandbox_view()
     daemon.lose = ["sandbox_stop"] * 100
-    with pytest.raises(Unreachable):
+    with pytest.raises(Unreachable) as failure:
         client.act(table.SANDBOX_STOP, path={"vmid": "1003"}, patience=0.3)
+    assert "it may be done" in failure.value.hint
+    assert "journalctl -u agentlabd" in failure.value.hint
