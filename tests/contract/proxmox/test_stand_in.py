@@ -529,13 +529,13 @@ def test_a_clone_under_way_is_seen_and_waited_for(slow: Client) -> None:
 
 def test_a_clone_with_a_cloudinit_drive_shows_its_description_early(client: Client) -> None:
     with client.served.paused() as node:
-        node.seconds["qmclone"] = 30.0
+        node.seconds["qmclone"] = 300.0
     client.again("227", wait=False)  # no description given
     upid = client.data("POST", f"{QEMU}/9100/clone", newid=1310, description="ours")
-    until = time.monotonic() + 5
-    while client.data("GET", f"{QEMU}/1310/config")["description"] != "ours":
+    until = time.monotonic() + 60
+    while (seen := client.data("GET", f"{QEMU}/1310/config"))["description"] != "ours":
         assert time.monotonic() < until
-    assert client.data("GET", f"{QEMU}/1310/config")["lock"] == "clone"
+    assert seen["lock"] == "clone"
     assert client.wait(upid) == "OK"
     assert "lock" not in client.data("GET", f"{QEMU}/1310/config")
 
