@@ -318,19 +318,28 @@ class Soak:
         self.node.shaky = False
         self._revive()
         self.bench.guests.let_go.update(self.jobs)
-        self._settle()
-        wrong = [*self.bench.wrong(drift=self.drifted), *self.work.wrong()]
+        wrong = self._look(drift=self.drifted)
         for name in [row["name"] for row in self._live()]:
             self._ask(
                 "destroy --force", table.SANDBOX_DESTROY, m.DestroyRequest(force=True), vmid=name
             )
-        self._settle()
+        wrong += self._look()
         wrong += [f"{row['name']} is still {row['state']}" for row in self._live()]
-        wrong += [*self.bench.wrong(), *self.work.wrong()]
         self.work.end()
         wrong += self.bench.wrong() + self.bench.left() + self.work.left()
         known = {row["id"] for row in self.bench.rows("SELECT id FROM job")}
         return wrong + [f"job {each} is lost" for each in self.jobs if each not in known]
+
+    def _look(self, **given: Any) -> list[str]:
+        """What is wrong while nothing is under way; again when a lease ended as we looked."""
+        said: list[str] = []  # the log is read once
+        while True:
+            self._settle()
+            before = self.bench.rows("SELECT count(*) AS n FROM operation")
+            wrong = [*said, *self.bench.wrong(**given), *self.work.wrong()]
+            if before == self.bench.rows("SELECT count(*) AS n FROM operation"):
+                return wrong
+            said = [each for each in wrong if each.startswith("the log says")]
 
     def _settle(self) -> None:
         until = time.monotonic() + _QUIET
