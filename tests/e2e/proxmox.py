@@ -29,8 +29,8 @@ class Node:
 
 
 @contextlib.contextmanager
-def proxmox_laboratory(backend: str) -> Iterator[tuple[Lab, Node]]:
-    """`backend` is api or shell."""
+def proxmox_laboratory(backend: str, *, storage: str = "") -> Iterator[tuple[Lab, Node]]:
+    """`backend` is api or shell; `storage` is where volumes go when no storage is named."""
     with laboratory() as lab:
         _make_bridge(lab)
         directory, said = lab.scratch / "pve", lab.scratch / "pve.json"
@@ -46,14 +46,14 @@ def proxmox_laboratory(backend: str) -> Iterator[tuple[Lab, Node]]:
                 assert process.poll() is None, (lab.scratch / "pve.log").read_text()
                 assert time.monotonic() < until
                 time.sleep(0.05)
-            _configure(lab, json.loads(said.read_bytes()), backend)
+            _configure(lab, json.loads(said.read_bytes()), backend, storage)
             yield lab, Node(directory, process)
         finally:
             process.terminate()
             process.wait(60)
 
 
-def _configure(lab: Lab, told: dict[str, str], backend: str) -> None:
+def _configure(lab: Lab, told: dict[str, str], backend: str, storage: str) -> None:
     token = lab.scratch / "token"
     token.touch(0o600)
     token.write_text(told["token"] + "\n")
@@ -62,7 +62,7 @@ def _configure(lab: Lab, told: dict[str, str], backend: str) -> None:
         extra=(
             f"hypervisor: proxmox\nproxmox_backend: {backend}\n"
             f"proxmox: {{url: '{told['url']}', ca_file: {told['ca']}, token_file: {token}, "
-            f"node: {told['node']}}}\n"
+            f"node: {told['node']}{f', storage: {storage}' if storage else ''}}}\n"
         )
     )
 

@@ -71,7 +71,7 @@ def story(request: pytest.FixtureRequest, program: Path) -> Iterator[Story]:
 
 @contextlib.contextmanager
 def on_proxmox() -> Iterator[Place]:
-    with proxmox_laboratory("api") as (lab, node):
+    with proxmox_laboratory("api", storage="local") as (lab, node):
         lab.profile("box", "true", ttl="4h", memory=512)
         lab.start()
         built = lab.cli("template", "build", "debian-12", timeout=1800)
