@@ -20,7 +20,7 @@ from xdist.workermanage import WorkerController
 ROOT = Path(__file__).resolve().parents[1]
 _APART = re.compile(r"\b(api|shell|local|netfilter-bridged|plain-bridge|do|undo)\b")
 # With virtual machines and short: these fill up the end.  All others may be long and begin at once.
-_SHORT = ("test_adapt_image", "test_boot_disk", "test_local", "test_hypervisor")
+_SHORT = ("test_adapt_image", "test_local", "test_hypervisor")
 
 
 _MATRIX, _PARTS = "test_matrix.py", 8

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -175,12 +175,12 @@ class Lab:
         self.start(argv=killer)
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(ask)
-            self._await_death()
+            self._await_death(asked)
             self.start(argv=then)
             return asked.result()
 
-    def _await_death(self, timeout: float = 300.0) -> None:
-        """Waits until the daemon has been killed."""
+    def _await_death(self, asked: Future[T], timeout: float = 300.0) -> None:
+        """Waits until the daemon has been killed; fails at once when all has ended before that."""
         assert self.daemon is not None
         until = time.monotonic() + timeout
         while time.monotonic() < until:
@@ -188,6 +188,12 @@ class Lab:
                 assert self.daemon.wait(0.5) == -signal.SIGKILL
                 self.daemon = None
                 return
+            if asked.done():
+                asked.result()
+                under_way = self.rows("SELECT 1 FROM operation WHERE state IN ('doing', 'undoing')")
+                assert under_way or self.daemon.poll() is not None, (
+                    "it ended, and nothing was killed"
+                )
         raise AssertionError(f"the daemon was not killed in time:\n{self.log.read_text()[-3000:]}")
 
     def run_job(self, profile: str, task: str, repo: Path, *more: str) -> dict[str, object]:

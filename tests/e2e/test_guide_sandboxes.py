@@ -21,7 +21,7 @@ from tests.e2e.guide import SANDBOXES, Reader, bundled
 from tests.e2e.lab import Lab, laboratory
 from tests.e2e.proxmox import Node, proxmox_laboratory
 
-pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vm, pytest.mark.slow]
 
 FILE = "/home/agent/from-before"
 

@@ -19,7 +19,7 @@ import pytest
 from tests.e2e.lab import Lab, git_repo
 from tests.e2e.proxmox import Node, proxmox_laboratory
 
-pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vm, pytest.mark.slow]
 
 AGENT = r"""
 set -e

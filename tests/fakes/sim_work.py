@@ -63,7 +63,7 @@ class WorkDisks:
         """A machine with power gets the disk; TaskError when the power of another is on it."""
         with self._lock:
             lock = ImageLock(self.node.file_of(volid))
-            self.close(vmid)
+            self._release(vmid)
             self._locks[vmid] = lock
 
     def unplug(self, vmid: int, volid: str) -> None:
@@ -84,15 +84,18 @@ class WorkDisks:
         with self._lock:
             self._mounts.pop(vmid, None)
             self.busy.pop(vmid, None)
-            self.close(vmid)
+            self._release(vmid)
 
-    def close(self, *vmids: int) -> None:
-        """Lets go of the images of these machines; of all without any."""
+    def close(self) -> None:
+        """Lets go of all images."""
         with self._lock:
-            for vmid in vmids or list(self._locks):
-                lock = self._locks.pop(vmid, None)
-                if lock is not None:
-                    lock.release()
+            for vmid in list(self._locks):
+                self._release(vmid)
+
+    def _release(self, vmid: int) -> None:
+        lock = self._locks.pop(vmid, None)
+        if lock is not None:
+            lock.release()
 
     def shut_down(self, vmid: int) -> None:
         """The guest powers off by itself."""

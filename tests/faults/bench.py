@@ -674,11 +674,11 @@ def bench(
             yield built
         assert made.mistakes == []
     finally:
-        made.work.close()
         if built is not None and built.daemon:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(built.daemon, signal.SIGKILL)
             built.reap()
+        made.work.close()
         assert forge.stdin is not None
         assert forge.stdout is not None
         forge.stdin.close()

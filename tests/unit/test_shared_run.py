@@ -38,9 +38,9 @@ def test_files_with_machines_are_known() -> None:
 def test_a_worker_that_ends_in_a_test_costs_that_test_alone(tmp_path: Path, dies: str) -> None:
     for name in "abcd":
         tests = "".join(f"def test_{each}(): pass\n" for each in range(5))
-        Path(tmp_path / f"test_{name}.py").write_text(tests)
+        (tmp_path / f"test_{name}.py").write_text(tests)
     last = f"import os, time\ndef test_1(): pass\ndef test_2(): {dies}\ndef test_3(): pass\n"
-    Path(tmp_path / "test_e.py").write_text(last)
+    (tmp_path / "test_e.py").write_text(last)
     options = ["-p", "tests.workers", "-p", "no:cacheprovider", "-n3", "--timeout=1", "-c/dev/null"]
     options += ["--timeout-method=thread", f"--rootdir={tmp_path}", "-q", str(tmp_path)]
     run = subprocess.run(
