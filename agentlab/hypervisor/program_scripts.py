@@ -39,17 +39,24 @@ born() {
 }
 """
 
-# Ends a session, whatever groups its processes are in, and forgets what it kept here.
+# Ends a session, whatever groups its processes are in, and forgets what it kept here.  A process
+# may be born while the list is read, and one that is killed is there for a moment more: with KILL
+# it is looked again until none is left, for two seconds at most.
 _END_SESSION = """
 end_session() {
-    for each in /proc/[0-9]*; do
-        line=
-        read -r line 2>/dev/null <"$each/stat" || continue
-        process=${each#/proc/}
-        set -- "$1" "$2" ${line##*) }
-        [ "$6" = "$1" ] && kill "-$2" "$process" 2>/dev/null
+    for tenth in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        found=
+        for each in /proc/[0-9]*; do
+            line=
+            read -r line 2>/dev/null <"$each/stat" || continue
+            process=${each#/proc/}
+            set -- "$1" "$2" ${line##*) }
+            [ "$6" = "$1" ] && [ "$3" != Z ] && [ "$3" != X ] || continue
+            kill "-$2" "$process" 2>/dev/null && found=1
+        done
+        [ "$2" = KILL ] && [ -n "$found" ] || return 0
+        [ "$tenth" = 1 ] || sleep 0.1
     done
-    :
 }
 # What was killed in the midst of making a file may put it there while the rest is removed.
 forget_program() {
