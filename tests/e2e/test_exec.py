@@ -23,9 +23,11 @@ BIG = int(os.environ.get("AGENTLAB_EXEC_MB", "1")) << 20
 KIND: list[str] = []  # of laboratory, the present one last
 
 
-# by pvesh it takes minutes, with the driver's own code behind it as by REST
+# on a lab node it takes minutes; tests/contract/test_hypervisor.py has a guest's programs by REST
+# and by pvesh, in real VMs too
 @pytest.fixture(
-    scope="module", params=["local", "api", pytest.param("shell", marks=pytest.mark.soak)]
+    scope="module",
+    params=["local", *(pytest.param(each, marks=pytest.mark.soak) for each in ("api", "shell"))],
 )
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     with _laboratory(request.param) as made:

@@ -127,7 +127,11 @@ def test_the_whole_job(place: tuple[Lab, Node]) -> None:
 
 @pytest.mark.parametrize(
     ("place", "moment"),
-    [("api", "before:do:clone"), ("api", "after:do:start"), ("shell", "after:do:clone")],
+    [
+        pytest.param("api", "before:do:clone", marks=pytest.mark.soak),
+        ("api", "after:do:start"),
+        ("shell", "after:do:clone"),
+    ],
     indirect=["place"],
 )
 def test_a_killed_daemon_goes_on(place: tuple[Lab, Node], moment: str) -> None:

@@ -672,7 +672,6 @@ def bench(
             with served.paused():
                 built.strangers = fingerprints(made)
             yield built
-        assert made.mistakes == []
     finally:
         if built is not None and built.daemon:
             with contextlib.suppress(ProcessLookupError):

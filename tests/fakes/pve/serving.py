@@ -67,7 +67,10 @@ class Served:
 
 @contextmanager
 def serve(node: ProxmoxNode, directory: Path) -> Iterator[Served]:
-    """Serves `node` on a free port of 127.0.0.1; the certificate is kept in `directory`."""
+    """Serves `node` on a free port of 127.0.0.1; the certificate is kept in `directory`.
+
+    Tasks of it that ended by a mistake of the stand-in's own fail the test in the end.
+    """
     certificate, key = str(directory / "pve.crt"), str(directory / "pve.key")
     if not Path(key).exists():
         make_cert(str(directory), name="pve", hosts=("127.0.0.1",))
@@ -94,6 +97,7 @@ def serve(node: ProxmoxNode, directory: Path) -> Iterator[Served]:
             thread.join(_PATIENCE)
             if not thread.is_alive():
                 loop.close()
+    assert node.mistakes == [], "the stand-in's own, not Proxmox's"
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

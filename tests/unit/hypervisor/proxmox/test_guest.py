@@ -155,12 +155,13 @@ def test_a_guest_is_ready_when_its_runner_waits(
 
 
 def test_a_guest_that_never_tells_how_it_ended_is_not_ready(
-    driver: ProxmoxGuest, machine: Guest, monkeypatch: pytest.MonkeyPatch
+    driver: ProxmoxGuest, machine: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its agent may be anybody's: each question is one that Proxmox puts to it once.
 
     `file-read` is none: Proxmox reads on for as long as the agent says that there is more.
     """
+    (tmp_path / "ready").touch()
     monkeypatch.setattr(guest, "_LOOK", 0.05)
     for told in ({"exited": 0}, {"exited": 1, "exitcode": "x"}, [], classify("GET", 500, "odd")):
         machine.answers["GET .*/agent/exec-status"] = [told]
