@@ -117,10 +117,12 @@ class LocalVolumes(Place):
             try:
                 plug(machine.path, image)
             except AgentLabError:
-                # QEMU may have it all the same: a reply can be lost
-                with contextlib.suppress(AgentLabError):
-                    if unplug(machine.path, _UNPLUG):
-                        machine.write(before)
+                # QEMU may have it all the same: a reply can be lost.  One that was attached before
+                # may be mounted, and stays.
+                if before.volume != volid:
+                    with contextlib.suppress(AgentLabError):
+                        if unplug(machine.path, _UNPLUG):
+                            machine.write(before)
                 raise
 
     def _note_attached(self, machine: MachineDir, record: Record, volid: str, owner: str) -> Record:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agentlab.errors import Conflict, DeadlineExceeded
+from agentlab.errors import Conflict, DeadlineExceeded, Unavailable
 from agentlab.hypervisor.base import Power
 from agentlab.hypervisor.local import volumes
 from agentlab.hypervisor.local.driver import LocalHypervisor
@@ -44,3 +44,32 @@ def test_a_lost_answer_of_the_plugging_loses_no_disk(
     if not lets_go:
         with pytest.raises(Conflict, match="1000 has it"):
             driver.attach(1001, volid, owner="lab")
+
+
+def test_a_second_attach_that_fails_leaves_the_disk_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest may have it mounted since the first."""
+    driver = LocalHypervisor(tmp_path, tmp_path, "0123", accelerator="tcg")
+    volid = driver.allot(990_000, 64, owner="lab")
+    machine = driver.machine(1000)
+    machine.path.mkdir(parents=True)
+    machine.write(Record.new(1000, name="x", owner="lab", template="t"))
+    unplugged: list[Path] = []
+
+    def away(*_: Path) -> None:
+        raise Unavailable("QEMU does not answer")
+
+    def unplug(directory: Path, _: float) -> bool:
+        unplugged.append(directory)
+        return True
+
+    monkeypatch.setattr(volumes, "look", lambda *_: Power.RUNNING)
+    monkeypatch.setattr(volumes, "plug", lambda *_: None)
+    monkeypatch.setattr(volumes, "unplug", unplug)
+    driver.attach(1000, volid, owner="lab")
+    monkeypatch.setattr(volumes, "plug", away)
+    with pytest.raises(Unavailable):
+        driver.attach(1000, volid, owner="lab")
+    assert unplugged == []
+    assert driver.attached(1000, owner="lab") == (volid,)
