@@ -16,7 +16,7 @@ from agentlab.operations.work_mount import CHECK, Over, let_go, mount_in_time, u
 from agentlab.store import events, sandboxes, workspaces
 from agentlab.store.db import Tx
 
-_CONFIGURE = 60.0
+CONFIGURE = 60.0
 _FENCE = 60.0
 _START = 120.0  # with the making of a memory snapshot, when there is none yet
 _BOOT = 60.0
@@ -37,7 +37,7 @@ class Boot:
         return lambda: seconds * self._world.hypervisor.capabilities.slowness
 
     def configuring(self) -> Step:
-        return Step("configure", self.configure, _CONFIGURE)
+        return Step("configure", self.configure, CONFIGURE)
 
     def starting(self) -> list[Step]:
         return [

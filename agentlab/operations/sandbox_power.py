@@ -9,10 +9,10 @@ from agentlab.errors import Busy, Conflict, NotFound
 from agentlab.hypervisor.base import Power
 from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxEvent
 from agentlab.operations import admit
-from agentlab.operations.boot import Boot, handed_over, is_off, unfence
+from agentlab.operations.boot import CONFIGURE, Boot, handed_over, is_off, unfence
 from agentlab.operations.context import World
 from agentlab.operations.turn import turn
-from agentlab.operations.work_mount import WRITE, let_go, run_on, write_out_held
+from agentlab.operations.work_mount import WRITE, let_go, run_on, until_left, write_out_held
 from agentlab.store import sandboxes
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
@@ -35,8 +35,13 @@ def may(_: Tx, sandbox: Sandbox, operation: OperationRow) -> Mapping[str, object
 
 
 def start(world: World) -> Operation:
-    """From STOPPED to READY, with a lease that begins anew: whatever was left of it was not used."""
+    """From STOPPED to READY, with a lease that begins anew: whatever was left of it was not used.
+
+    Somebody else may have given it power, so its rules come first.  As it is then it is taken up,
+    or shut down when it has to be configured anew.
+    """
     boot = Boot(world)
+    shutting_down = halting(world)
 
     def let_in(call: Call) -> Result:
         queue = call.operation.input.get("queue") is not False
@@ -46,13 +51,26 @@ def start(world: World) -> Operation:
         vmid, why = call.operation.vmid, call.operation.error
         return lambda tx: is_off(tx, vmid, call.operation.id, f"could not start: {why}")
 
+    def configure(call: Call) -> Result:
+        try:
+            with until_left(call, shutting_down()):
+                return boot.configure(call)
+        except Conflict:
+            machine = world.hypervisor.status(call.operation.vmid)
+            if machine is None or machine.power not in (Power.RUNNING, Power.PAUSED):
+                raise
+        halt(world, call)
+        return boot.configure(call)
+
+    fence, power_on = boot.starting()
     return Operation(
         START,
         [
             turn(may),
             Step(admit.STEP, let_in, admit.PATIENCE, undo=back),
-            boot.configuring(),
-            *boot.starting(),
+            fence,
+            Step("configure", configure, lambda: CONFIGURE + shutting_down()),
+            power_on,
             boot.awaiting(handed_over),
         ],
     )

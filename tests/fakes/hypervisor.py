@@ -88,7 +88,9 @@ class FakeHypervisor:
     def configure(self, vmid: int, spec: MachineSpec, *, owner: str) -> None:
         self._called("configure")
         self.touched.append(("configure", vmid))
-        self._ours(vmid, owner)
+        power = self._ours(vmid, owner).power
+        if self.specs.get(vmid) != spec and power is not Power.STOPPED:
+            raise Conflict(f"machine {vmid} has power")
         self.specs[vmid] = spec
 
     def _power(self, name: str, vmid: int, owner: str, power: Power) -> None:

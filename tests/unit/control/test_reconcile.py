@@ -16,13 +16,13 @@ from agentlab.control import reconcile
 from agentlab.control.drift import look
 from agentlab.control.prune import prune
 from agentlab.control.reconcile import Reconciler, apply
-from agentlab.errors import Busy, Conflict, DeadlineExceeded, Denied, NotOurs, Unavailable
+from agentlab.errors import Busy, DeadlineExceeded, Denied, NotOurs, Unavailable
 from agentlab.hypervisor.base import Machine, Power
 from agentlab.model.drift import GONE, LOST_POWER, Kind
 from agentlab.model.event import Event
 from agentlab.model.job import JobState
 from agentlab.model.sandbox import Sandbox, SandboxEvent, SandboxState
-from agentlab.operations import leftover_destroy
+from agentlab.operations import leftover_destroy, sandbox_requests
 from agentlab.operations.sandbox_power import PAUSE, STOP
 from agentlab.store import events, operations, sandboxes
 from tests.unit.operations.bench import Bench, bench
@@ -153,13 +153,53 @@ def test_one_that_runs_though_stopped_is_taken_up(bench: Bench, loop: Reconciler
     assert loop.check() == []
 
 
+@pytest.mark.parametrize("how", [Power.RUNNING, Power.PAUSED])
+@pytest.mark.parametrize("deaf", [False, True])
+def test_one_that_is_to_have_more_cores_is_shut_down_before_it_is_taken_up(
+    bench: Bench, how: Power, *, deaf: bool
+) -> None:
+    box, hypervisor = bench.new(), bench.hypervisor
+    bench.act(STOP, box)
+    sandbox_requests.update(bench.world, str(box.vmid), cores=4, labels={})
+    power(bench, box.vmid, how)
+    hypervisor.calls.clear()
+    hypervisor.deaf = deaf
+    _, (done,) = apply(bench.world, bench.runner)
+    assert bench.ended(done.operation).state == "done"
+    assert state(bench, box.vmid) is S.READY
+    assert hypervisor.specs[box.vmid].cores == 4
+    assert hypervisor.machines[box.vmid].power is Power.RUNNING
+    assert [member.vmid for member in bench.fence.members] == [box.vmid]
+    ended = [each for each in hypervisor.calls if each in ("shutdown", "stop", "start")]
+    assert ended == ["shutdown", *(["stop"] if deaf else []), "start"]
+    assert apply(bench.world, bench.runner)[1] == []
+
+
+def test_one_that_is_to_have_more_cores_has_its_rules_while_it_shuts_down(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = bench.new()
+    bench.act(STOP, box)
+    sandbox_requests.update(bench.world, str(box.vmid), cores=4, labels={})
+    power(bench, box.vmid, Power.RUNNING)
+    fenced, shutdown = [], bench.hypervisor.shutdown
+
+    def seen(vmid: int, *, owner: str, timeout: float) -> bool:
+        fenced.append([member.vmid for member in bench.fence.members])
+        return shutdown(vmid, owner=owner, timeout=timeout)
+
+    monkeypatch.setattr(bench.hypervisor, "shutdown", seen)
+    assert bench.act("sandbox.start", box).state == "done"
+    assert fenced == [[box.vmid]]
+
+
 def test_one_that_cannot_be_taken_up_is_not_tried_each_minute(
     bench: Bench, loop: Reconciler
 ) -> None:
     box = bench.new()
     bench.act(STOP, box)
     power(bench, box.vmid, Power.RUNNING)
-    bench.hypervisor.faults["configure"] = [Conflict("it has power")]
+    bench.hypervisor.faults["configure"] = [Denied("no VM.Config.CPU")]
     (done,) = loop.check()
     assert bench.ended(done.operation).state == "failed"
     assert kinds(bench) == [(K.RUNNING, box.vmid)]
