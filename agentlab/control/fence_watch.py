@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
-from agentlab.errors import Conflict, Unavailable
+from agentlab.errors import Conflict, NotOurs, Unavailable
 from agentlab.hypervisor.base import Power
 from agentlab.model.sandbox import SandboxState
 from agentlab.operations.context import World
@@ -12,7 +13,14 @@ from agentlab.store import sandboxes
 
 _log = logging.getLogger(__name__)
 EVERY = 30.0
-_POWERED = (SandboxState.READY, SandboxState.RUNNING)  # a start in progress looks for itself
+# A start in progress looks for itself, and a pause's end does; what has ended may be kept, powered.
+_POWERED = (
+    SandboxState.READY,
+    SandboxState.RUNNING,
+    SandboxState.COMPLETED,
+    SandboxState.FAILED,
+    SandboxState.TIMEOUT,
+)
 
 
 def check(world: World) -> bool:
@@ -44,5 +52,8 @@ def stop_strays(world: World) -> None:
             machine = world.hypervisor.status(box.vmid)
             if machine is None or machine.power is Power.STOPPED:
                 continue
-            _log.warning("sandbox %d is not behind its rules, and is stopped: %s", box.vmid, stray)
-            world.hypervisor.stop(box.vmid, owner=world.installation)
+            with contextlib.suppress(NotOurs):  # somebody has taken its mark away
+                world.hypervisor.stop(box.vmid, owner=world.installation)
+                _log.warning(
+                    "sandbox %d was not behind its rules: it is stopped: %s", box.vmid, stray
+                )

@@ -14,7 +14,7 @@ from agentlab.model.sandbox import Sandbox, SandboxState
 from agentlab.operations.glance import Glance
 from agentlab.operations.sandbox_power import PAUSE, RESUME, STOP
 from tests.fakes.hypervisor import FakeHypervisor
-from tests.unit.operations.bench import Bench, bench
+from tests.unit.operations.bench import SPEC, Bench, bench
 
 __all__ = ["bench"]  # the fixture
 
@@ -32,6 +32,36 @@ def test_a_sandbox_whose_tap_has_gone_elsewhere_loses_its_power(
     assert "not behind its rules" in caplog.text
     bench.runner.wake(running.operation)
     assert "lost its power" in bench.until(running, JobState.FAILED).reason
+
+
+@pytest.mark.parametrize(
+    ("said", "state"), [("completed", SandboxState.COMPLETED), ("failed", SandboxState.FAILED)]
+)
+def test_one_that_is_kept_after_its_job_loses_its_power_too(
+    bench: Bench, said: str, state: SandboxState
+) -> None:
+    hypervisor = bench.hypervisor
+    hypervisor.capabilities = replace(hypervisor.capabilities, makes_taps=True)
+    running = bench.until(bench.create(replace(SPEC, profile="keep")), JobState.RUNNING)
+    bench.report(running, said)
+    bench.until(running, JobState(said.upper()))
+    vmid = running.vmid
+    assert (bench.box(vmid).state, hypervisor.machines[vmid].power) == (state, Power.RUNNING)
+    bench.fence.elsewhere = [Conflict("the tap is not on this host")]
+    fence_watch.stop_strays(bench.world)
+    assert hypervisor.machines[vmid].power is Power.STOPPED
+    assert bench.ended(bench.destroy(vmid)).state == "done"
+
+
+def test_one_whose_mark_is_gone_keeps_no_other_its_power(bench: Bench) -> None:
+    hypervisor = bench.hypervisor
+    hypervisor.capabilities = replace(hypervisor.capabilities, makes_taps=True)
+    taken, stray = bench.new(), bench.new()
+    hypervisor.machines[taken.vmid] = replace(hypervisor.machines[taken.vmid], owner="")
+    bench.fence.elsewhere = [Conflict("the tap is not on this host") for _ in range(2)]
+    fence_watch.stop_strays(bench.world)
+    assert hypervisor.machines[taken.vmid].power is Power.RUNNING
+    assert hypervisor.machines[stray.vmid].power is Power.STOPPED
 
 
 def test_whatever_keeps_us_from_proving_the_fence_takes_the_power(bench: Bench) -> None:
