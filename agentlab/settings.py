@@ -67,7 +67,10 @@ SETTINGS: dict[str, tuple[object, str]] = {
         "what a lease that ended while the daemon was down is given before it counts as ended",
     ),
     "workspace.size": ("20G", "size of a workspace that is made without being asked how large"),
-    "retention.days": (30, "days that finished jobs, their artifacts and events are kept"),
+    "retention.days": (
+        30,
+        "days that finished jobs, artifacts and events are kept; those without the daemon do not count",
+    ),
 }
 
 PROFILE: dict[str, tuple[object, str]] = {

@@ -1,13 +1,22 @@
-"""Nothing grows without bound: what is old and finished is forgotten."""
+"""Nothing grows without bound: what is old and finished is forgotten.
+
+A clock that is wrong must not make everything old.  So a day counts only when a sweep has seen it:
+one that is set forth by a year adds one day, like one that is set forth by a day.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 
 from agentlab.operations.context import World
-from agentlab.store import events, jobs, operations, sandboxes, workspaces
+from agentlab.store import events, jobs, operations, sandboxes, settings, workspaces
+from agentlab.store.db import Tx
 
+_DAY = 86400
+_SEEN = "retention.seen"  # the days on which there was a sweep, in the order in which they came
+_SPARE = 1  # days that a wrong clock may add, and nothing goes too early
 _BUNDLE_REST = 3600.0  # seconds that a bundle may wait for its job
 EVERY = 3600.0
 
@@ -26,7 +35,8 @@ class Swept:
 
 def sweep(world: World, now: float) -> Swept:
     """Files go before the records that name them are gone, so that a sweep cut off is done again."""
-    cutoff = now - world.config.retention_days * 86400
+    with world.store.write() as tx:
+        cutoff = _cutoff(tx, world.config.retention_days, now)
     with world.store.read() as tx:
         old = jobs.finished_before(tx, cutoff)
         idle = jobs.idle_bundles(tx, now - _BUNDLE_REST)
@@ -44,6 +54,16 @@ def sweep(world: World, now: float) -> Swept:
             events=events.delete_before(tx, cutoff),
             bundles=bundles,
         )
+
+
+def _cutoff(tx: Tx, days: int, now: float) -> float:
+    """What ended before it is as old as asked for by the clock, and by the days that were seen."""
+    seen: list[int] = json.loads(settings.get(tx, _SEEN) or "[]")
+    today, wanted = int(now // _DAY), days + _SPARE + 1
+    if today not in seen:
+        seen = [*seen, today][-wanted:]
+        settings.put(tx, _SEEN, json.dumps(seen))
+    return min(now - days * _DAY, seen[-wanted] * _DAY) if len(seen) >= wanted else 0.0
 
 
 def _forget_bundle(world: World, bundle: str, before: float) -> bool:
