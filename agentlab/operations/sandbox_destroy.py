@@ -84,13 +84,13 @@ class _Gone:
     def stop(self, call: Call) -> Result:
         if not is_gone(call):
             sandbox = self._sandbox(call)
-            if call.operation.kind == EXPIRE or not _forced(call):
+            if call.operation.kind == EXPIRE or not forced(call.operation):
                 write_out_held(self._world, call, sandbox, reserve=_STOP)
             let_go(self._world, sandbox, operation=call.operation.id)
             try:
                 self._world.hypervisor.stop(call.operation.vmid, owner=self._world.installation)
             except NotOurs:
-                if not _forced(call):
+                if not forced(call.operation):
                     raise
         return None
 
@@ -136,12 +136,12 @@ class _Gone:
             take_away(self._world, self._sandbox(call), operation=call.operation.id)
             self._world.hypervisor.destroy(vmid, owner=self._world.installation)
         except NotOurs as taken:
-            if not _forced(call):
+            if not forced(call.operation):
                 raise
             reason = f"its VM was gone: {taken.message}"
         return lambda tx: close_record(tx, vmid, reason, call.operation.id, surely=not reason)
 
 
-def _forced(call: Call) -> bool:
+def forced(operation: OperationRow) -> bool:
     """With --force, and at a lease's end, a VM that is another's by now is none of our business."""
-    return call.operation.kind == EXPIRE or call.operation.input.get("force") is True
+    return operation.kind == EXPIRE or operation.input.get("force") is True

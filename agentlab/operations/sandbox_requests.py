@@ -297,7 +297,8 @@ def destroy(world: World, runner: Runner, reference: str, key: str, *, force: bo
                     details={"state": sandbox.state.value},
                 )
         elif holder.kind in (sandbox_destroy.DESTROY, sandbox_destroy.EXPIRE):
-            return holder.id
+            if not force or sandbox_destroy.forced(holder):
+                return holder.id
         elif not force:
             _refuse_destroy(sandbox, holder)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from agentlab.errors import (
     Invalid,
     InvalidTransition,
     NotFound,
+    NotOurs,
     Unavailable,
     Unsupported,
 )
@@ -292,6 +294,51 @@ def test_force_closes_the_record_of_a_vm_that_is_gone_and_leaves_its_successor_a
     assert bench.ended(bench.destroy(taken.vmid, force=True)).state == "done"
     assert bench.hypervisor.machines == {taken.vmid: stranger}
     assert bench.box(taken.vmid).state is S.DESTROYED
+
+
+def _held_at_stop(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> tuple[threading.Event, threading.Event]:
+    """Set when somebody takes the power, and to be set so that it is taken."""
+    begun, go_on, stop = threading.Event(), threading.Event(), bench.hypervisor.stop
+
+    def held(vmid: int, *, owner: str) -> None:
+        begun.set()
+        assert go_on.wait(20)
+        stop(vmid, owner=owner)
+
+    monkeypatch.setattr(bench.hypervisor, "stop", held)
+    return begun, go_on
+
+
+def test_force_that_is_asked_for_during_a_plain_destroy_is_not_that_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, hypervisor = bench.new(), bench.hypervisor
+    begun, go_on = _held_at_stop(bench, monkeypatch)
+    plain = bench.destroy(box.vmid)
+    assert begun.wait(20)
+    assert bench.destroy(box.vmid) == plain
+    forced = bench.destroy(box.vmid, force=True)
+    stranger = replace(hypervisor.machines[box.vmid], owner="")
+    hypervisor.machines[box.vmid] = stranger
+    go_on.set()
+    assert bench.ended(plain).code == NotOurs.code
+    assert bench.ended(forced).state == "done"
+    assert bench.box(box.vmid).state is S.DESTROYED
+    assert hypervisor.machines[box.vmid] == stranger
+
+
+def test_a_destroy_asked_for_during_one_with_force_is_that_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = bench.new()
+    begun, go_on = _held_at_stop(bench, monkeypatch)
+    forced = bench.destroy(box.vmid, force=True)
+    assert begun.wait(20)
+    assert [bench.destroy(box.vmid, force=each) for each in (False, True)] == [forced, forced]
+    go_on.set()
+    assert bench.ended(forced).state == "done"
 
 
 def test_a_destroy_that_waited_does_not_touch_the_vmids_next_sandbox(bench: Bench) -> None:
