@@ -124,6 +124,20 @@ def test_what_somebody_did_by_hand_is_found_and_mended(ours: Installation) -> No
     assert ours.vmids() == [1002, 1003, 1004]
 
 
+def test_one_that_runs_though_stopped_is_configured_as_its_record_says(ours: Installation) -> None:
+    ours.made(1001, S.STOPPED, power=False)
+    ours.bench.hypervisor.start(1001, owner=OWNER)  # by hand, from a configuration of before
+    with ours.world.store.write() as tx:
+        sandboxes.set_size(tx, 1001, cores=4, memory=1024)
+    (done,) = ours.loop.check()
+    assert ours.ended(done.operation).error == ""
+    assert ours.state(1001) is S.READY
+    with ours.bench.served.paused() as node:
+        config = node.vm(1001).config
+        assert [str(config[key]) for key in ("cores", "memory")] == ["4", "1024"]
+    assert ours.found() == []
+
+
 def test_a_paused_machine_seems_to_run_and_is_asked(ours: Installation) -> None:
     ours.made(1001, S.SUSPENDED)
     ours.bench.hypervisor.pause(1001, owner=OWNER)
