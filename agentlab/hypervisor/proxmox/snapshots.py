@@ -1,7 +1,8 @@
 """Snapshots of machines of Proxmox.
 
 A work disk is part of what Proxmox snapshots and rolls back, so it has to be detached before:
-a rollback would rewind it, or drop it into `unused0`.
+a rollback would rewind it, or drop it into `unused0`.  A snapshot that somebody else took while one
+was attached names it for ever, whoever has it by then; so it is neither gone back to nor deleted.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from agentlab.hypervisor.base import Power
 from agentlab.hypervisor.proxmox.dead_lock import final, refuse_dead
 from agentlab.hypervisor.proxmox.inventory import Found
 from agentlab.hypervisor.proxmox.machines import ProxmoxMachines
-from agentlab.hypervisor.proxmox.names import check_snapshot, parse_drives, volume_owner
+from agentlab.hypervisor.proxmox.names import Drive, check_snapshot, parse_drives, volume_owner
 from agentlab.hypervisor.proxmox.transport import NoSuchSnapshot, NotNewest, Refused
 
 _CHANGES_DISK = ("qmstart", "qmrollback", "hastart")
@@ -100,6 +101,7 @@ class ProxmoxSnapshots(ProxmoxMachines):
         if self._power(found.node, vmid) is not Power.STOPPED:
             raise Conflict(f"cannot roll back VM {vmid}: it has power")
         what = f"cannot roll back VM {vmid} to {name}"
+        self._refuse_taken_with(found, name, what)
         refuse_dead(found, self._inventory, what)
         # after a lost reply once more: without power in between, twice is as once
         try:
@@ -119,15 +121,38 @@ class ProxmoxSnapshots(ProxmoxMachines):
         names = [entry.name for entry in self._list(found)]
         if name not in names:
             raise NotFound(f"VM {vmid} has no snapshot {name}")
+        what = f"cannot roll back VM {vmid} to {name}"
+        self._refuse_taken_with(found, name, what)
         later = later_than(name, names)
-        return later if later and self._newest_only(found, name) else []
+        if not later or not self._newest_only(found, name):
+            return []
+        for each in later:
+            self._refuse_taken_with(found, each, f"{what}, since {each} came later and would go")
+        return later
+
+    def _drives_in(self, found: Found, name: str) -> list[Drive]:
+        what = f"cannot read snapshot {name} of VM {found.vmid}"
+        config = self._api.get(f"{found.path}/config", what=what, snapshot=name)
+        if not isinstance(config, dict):
+            raise Unavailable(f"{what}: Proxmox gave no configuration")
+        return parse_drives(config)
+
+    def _refuse_taken_with(self, found: Found, name: str, what: str) -> None:
+        """Conflict for a snapshot that was taken while a volume of ours was attached."""
+        for drive in self._drives_in(found, name):
+            if volume_owner(drive.volid)[0]:
+                raise Conflict(
+                    f"{what}: snapshot {name} of VM {found.vmid} has volume {drive.volid} in it, "
+                    "which would be changed too, whoever has it now",
+                    hint="use another snapshot; whoever took this one deletes it while no VM with "
+                    f"the volume runs, as root on node {found.node}: "
+                    f"qm delsnapshot {found.vmid} {name}",
+                    details={"snapshot": name, "volume": drive.volid},
+                )
 
     def _newest_only(self, found: Found, name: str) -> bool:
         """Whether a disk in the snapshot is on a storage that goes back to the newest one only."""
-        what = f"cannot read snapshot {name} of VM {found.vmid}"
-        config = self._api.get(f"{found.path}/config", what=what, snapshot=name)
-        drives = parse_drives(config if isinstance(config, dict) else {})
-        on = {drive.storage for drive in drives if not drive.cdrom}
+        on = {drive.storage for drive in self._drives_in(found, name) if not drive.cdrom}
         storages = self._api.get("/storage", what="cannot list the storages")
         return any(
             entry.get("type") in _NEWEST_ONLY or str(entry.get(_CHAIN, 0)) == "1"
@@ -155,6 +180,7 @@ class ProxmoxSnapshots(ProxmoxMachines):
         what = f"cannot delete snapshot {name} of VM {vmid}"
         refuse_dead(found, self._inventory, what)
         try:
+            self._refuse_taken_with(found, name, what)
             with self._lock_told(found):
                 self._api.act(
                     "DELETE",
