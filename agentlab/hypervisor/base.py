@@ -218,7 +218,8 @@ class Snapshots(Protocol):
     def snapshot(self, vmid: int, name: str, *, owner: str) -> None:
         """Takes a snapshot of the disk; a name that exists: Conflict, unless it is stopped and the same.
 
-        Unsupported, and nothing is changed, where the disk's storage has no snapshots.
+        Unsupported, and nothing is changed, where the disk's storage has no snapshots.  Busy while
+        it is still being taken: it may fail yet.
         """
         ...
 
@@ -241,7 +242,7 @@ class Snapshots(Protocol):
         ...
 
     def snapshots(self, vmid: int) -> Sequence[str]:
-        """Names, oldest first."""
+        """Names, oldest first; none that is still being taken or deleted, or was left half so."""
         ...
 
     def delete_snapshot(self, vmid: int, name: str, *, owner: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from agentlab.errors import Conflict, NotFound, Unavailable, Unsupported
+from agentlab.errors import Busy, Conflict, NotFound, Unavailable, Unsupported
 from agentlab.hypervisor.base import Power
 from agentlab.hypervisor.proxmox.dead_lock import final, refuse_dead
 from agentlab.hypervisor.proxmox.inventory import Found
@@ -40,14 +40,15 @@ class ProxmoxSnapshots(ProxmoxMachines):
         if self._power(found.node, vmid) is not Power.STOPPED:
             raise Conflict(f"cannot take a snapshot of VM {vmid}: it has power")
         there = {entry.name: entry for entry in self._list(found)}
+        what = f"cannot take snapshot {name} of VM {vmid}"
         if name in there:
+            self._refuse_half(found, there[name], what)
             if self._unchanged(found, there[name].time):
                 return
             raise Conflict(
-                f"cannot take snapshot {name} of VM {vmid}: there is one of that name already",
+                f"{what}: there is one of that name already",
                 hint="choose another name, or delete that one first",
             )
-        what = f"cannot take snapshot {name} of VM {vmid}"
         refuse_dead(found, self._inventory, what)
         try:
             with self._lock_told(found):
@@ -101,6 +102,7 @@ class ProxmoxSnapshots(ProxmoxMachines):
         if self._power(found.node, vmid) is not Power.STOPPED:
             raise Conflict(f"cannot roll back VM {vmid}: it has power")
         what = f"cannot roll back VM {vmid} to {name}"
+        self._refuse_half(found, there[name], what)
         self._refuse_taken_with(found, name, what)
         refuse_dead(found, self._inventory, what)
         # after a lost reply once more: without power in between, twice is as once
@@ -150,6 +152,18 @@ class ProxmoxSnapshots(ProxmoxMachines):
                     details={"snapshot": name, "volume": drive.volid},
                 )
 
+    def _refuse_half(self, found: Found, entry: _Entry, what: str) -> None:
+        """Busy for one that is being taken or deleted, Conflict when nothing does that any more."""
+        if not entry.half:
+            return
+        refuse_dead(found, self._inventory, what)
+        if found.lock:
+            raise Busy(f"{what}: Proxmox is still at work on it")
+        raise Conflict(
+            f"{what}: there is half of one, which a task that died has left",
+            hint=f"as root on node {found.node}: qm delsnapshot {found.vmid} {entry.name} --force",
+        )
+
     def _newest_only(self, found: Found, name: str) -> bool:
         """Whether a disk in the snapshot is on a storage that goes back to the newest one only."""
         on = {drive.storage for drive in self._drives_in(found, name) if not drive.cdrom}
@@ -161,7 +175,7 @@ class ProxmoxSnapshots(ProxmoxMachines):
         )
 
     def snapshots(self, vmid: int) -> Sequence[str]:
-        return [entry.name for entry in self._list(self._listed(vmid))]
+        return [entry.name for entry in self._list(self._listed(vmid)) if not entry.half]
 
     def _listed(self, vmid: int) -> Found:
         found = self._inventory.find(vmid)
@@ -228,12 +242,16 @@ def _not_newest(what: str, later: Sequence[str], error: NotNewest) -> NotNewest:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A snapshot: when it was taken, in seconds since the epoch; `memory` when it has that too."""
+    """A snapshot: when it was taken, in seconds since the epoch; `memory` when it has that too.
+
+    `half` while it is being taken or deleted, and when the task that did that has died.
+    """
 
     name: str
     time: int
     parent: str
     memory: bool
+    half: bool
 
 
 def parse_snapshots(data: object) -> list[_Entry]:
@@ -244,6 +262,7 @@ def parse_snapshots(data: object) -> list[_Entry]:
             time=int(entry.get("snaptime") or 0),
             parent=str(entry.get("parent") or ""),
             memory=str(entry.get("vmstate", 0)) == "1",
+            half=bool(entry.get("snapstate")),
         )
         for entry in (data if isinstance(data, list) else [])
         if isinstance(entry, Mapping) and entry.get("name") not in (None, "current")

@@ -488,6 +488,62 @@ def test_a_lock_is_a_dead_ones_when_its_task_has_died(proxmox_shell: ProxmoxBenc
     assert vmids(proxmox_shell) == []
 
 
+def test_a_snapshot_that_is_still_being_taken_does_not_count_as_taken(
+    proxmox_api: ProxmoxBench,
+) -> None:
+    """Its task may fail yet, and Proxmox takes it away again."""
+    made(proxmox_api)
+    hypervisor = proxmox_api.again(patience=0.5)
+    with proxmox_api.served.paused() as node:
+        node.time_scale, node.seconds["qmsnapshot"] = 1.0, 600.0
+    for _ in range(2):
+        with pytest.raises(Busy):
+            hypervisor.snapshot(1012, "clean", owner=OWNER)
+        assert list(hypervisor.snapshots(1012)) == []
+    with pytest.raises(Busy):
+        hypervisor.rollback(1012, "clean", owner=OWNER)
+    with proxmox_api.served.paused() as node:
+        (upid,) = node.running_tasks("qmsnapshot")
+    path = f"/nodes/{proxmox_api.served.node.node}/tasks/{upid}"
+    proxmox_api.connect().call("DELETE", path)  # it ends as one that fails
+    with proxmox_api.served.paused() as node:
+        assert (node.vm(1012).lock, node.vm(1012).snapshots) == (None, {})
+        node.time_scale = 0.0
+    hypervisor.snapshot(1012, "clean", owner=OWNER)
+    assert list(hypervisor.snapshots(1012)) == ["clean"]
+    hypervisor.rollback(1012, "clean", owner=OWNER)
+
+
+def test_half_a_snapshot_that_a_killed_task_left_is_told_with_the_remedy(
+    proxmox_api: ProxmoxBench,
+) -> None:
+    made(proxmox_api)
+    hypervisor = proxmox_api.again(patience=0.5)
+    with proxmox_api.served.paused() as node:
+        node.time_scale, node.seconds["qmsnapshot"] = 1.0, 600.0
+    with pytest.raises(Busy):
+        hypervisor.snapshot(1012, "clean", owner=OWNER)
+    with proxmox_api.served.paused() as node:
+        (upid,) = node.running_tasks("qmsnapshot")
+    proxmox_api.served.call(proxmox_api.served.node.kill_task, upid)
+    with proxmox_api.served.paused() as node:
+        node.time_scale = 0.0
+        assert node.vm(1012).snapshots["clean"]["snapstate"] == "prepare"
+    for words, remedy in (
+        (r"left it locked \(snapshot\)", "qm unlock 1012"),
+        ("there is half of one", "qm delsnapshot 1012 clean --force"),
+    ):
+        for verb in (hypervisor.snapshot, hypervisor.rollback):
+            with pytest.raises(Conflict, match=words) as told:
+                verb(1012, "clean", owner=OWNER)
+            assert not isinstance(told.value, Busy)
+            assert remedy in told.value.hint
+        assert list(hypervisor.snapshots(1012)) == []
+        with proxmox_api.served.paused() as node:
+            node._qm_lock(node.vm(1012), None)  # as the first remedy says
+    hypervisor.destroy(1012, owner=OWNER)
+
+
 def test_with_a_token_a_lock_that_a_dead_task_left_is_told_with_the_remedy(
     proxmox_api: ProxmoxBench,
 ) -> None:
