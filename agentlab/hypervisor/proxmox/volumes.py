@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from agentlab.errors import (
     AgentLabError,
@@ -129,11 +129,20 @@ class ProxmoxVolumes(Part):
 
     def _held(self, found: Found) -> set[str]:
         """Volumes that a machine has, or still has: a change that waits is shown as if it were made."""
+        configs = [found.config, self._live(found)]
+        return {drive.volid for config in configs for drive in parse_drives(config)}
+
+    def _live(self, found: Found) -> Mapping[str, object]:
+        """The configuration without the changes that wait."""
         live = self._api.get(
             f"{found.path}/config", what=f"cannot read VM {found.vmid}", current=True
         )
-        configs = [found.config, live if isinstance(live, dict) else {}]
-        return {drive.volid for config in configs for drive in parse_drives(config)}
+        return live if isinstance(live, dict) else {}
+
+    def _is_off(self, found: Found) -> bool:
+        path = f"/nodes/{found.node}/qemu/{found.vmid}/status/current"
+        now = self._api.get(path, what=f"cannot look at VM {found.vmid}")
+        return isinstance(now, dict) and now.get("status") == "stopped"
 
     def _storage(self, name: str) -> Storage:
         """From the list: a storage's own page takes Datastore.Allocate, which we do not ask for."""
@@ -222,16 +231,15 @@ class ProxmoxVolumes(Part):
                 f"cannot attach {volid} to VM {vmid}: VM {others[0]} has it",
                 hint="detach it there first",
             )
+        what = f"cannot attach {volid} to VM {vmid}"
+        change = {WORK: f"{volid},discard=on,serial=work"}
         if volid in self._held(found):
-            raise Busy(f"cannot attach {volid} to VM {vmid}: it is still being detached there")
-        refuse_dead(found, self._inventory, f"cannot attach {volid} to VM {vmid}")
+            if _keys(self._live(found), volid) != [WORK]:
+                raise Busy(f"{what}: it is still being detached there")
+            change = {"revert": WORK}  # its guest has not let go of it, and keeps it
+        refuse_dead(found, self._inventory, what)
         self._inventory.sure(found, owner, "attach a volume to")
-        self._api.change(
-            "PUT",
-            f"{found.path}/config",
-            {WORK: f"{volid},discard=on,serial=work", **as_read(found)},
-            what=f"cannot attach {volid} to VM {vmid}",
-        )
+        self._api.change("PUT", f"{found.path}/config", {**change, **as_read(found)}, what=what)
 
     def detach(self, vmid: int, volid: str, *, owner: str) -> None:
         self._need_ours(volid, owner, "detach")
@@ -242,12 +250,12 @@ class ProxmoxVolumes(Part):
             found = self._inventory.ours(vmid, owner, "detach a volume from")
         except NotFound:
             return
-        keys = [drive.key for drive in parse_drives(found.config) if drive.volid == volid]
-        keys += [
-            key
-            for key, value in found.config.items()
-            if key.startswith("unused") and str(value).partition(",")[0] == volid
-        ]
+        keys = _keys(found.config, volid)
+        if (
+            not keys
+        ):  # of a guest that has powered itself off, what waits is made by the next change
+            live = _keys(self._live(found), volid)
+            keys = live if live and self._is_off(found) else []
         if keys:
             self._inventory.sure(found, owner, "detach a volume from")
             if is_dead(found, self._inventory):
@@ -414,6 +422,15 @@ class ProxmoxVolumes(Part):
     def check_volume(self, volid: str, *, repair: bool, owner: str) -> VolumeCheck:
         storage, volume = self._tool(volid, owner, "check")
         return self._tools.check_volume(storage, volume, repair=repair)
+
+
+def _keys(config: Mapping[str, object], volid: str) -> list[str]:
+    """Where a volume is in a configuration."""
+    return [drive.key for drive in parse_drives(config) if drive.volid == volid] + [
+        key
+        for key, value in config.items()
+        if key.startswith("unused") and str(value).partition(",")[0] == volid
+    ]
 
 
 def _volid(storage: Storage, number: int, owner: str) -> str:

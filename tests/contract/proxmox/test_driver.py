@@ -934,6 +934,26 @@ def test_a_disk_that_the_guest_still_holds_is_not_detached(proxmox_api: ProxmoxB
     hypervisor.free(volid, owner=OWNER)
 
 
+def test_a_detach_that_waits_is_done_when_the_guest_has_powered_itself_off(
+    proxmox_api: ProxmoxBench,
+) -> None:
+    """Then Proxmox does not make the changes that wait; it does with the next change."""
+    hypervisor = driver(proxmox_api)
+    made(proxmox_api)
+    volid = hypervisor.allot(990000, 64, storage="local", owner=OWNER)
+    hypervisor.attach(1012, volid, owner=OWNER)
+    hypervisor.start(1012, owner=OWNER)
+    with proxmox_api.served.paused() as node:
+        vm = node.vm(1012)
+        vm.pending["scsi1"] = None
+        vm.status = vm.qmpstatus = "stopped"
+    hypervisor.detach(1012, volid, owner=OWNER)
+    assert [volume.attached for volume in hypervisor.volumes(owner=OWNER)] == [()]
+    with proxmox_api.served.paused() as node:
+        assert (node.vm(1012).pending, node.vm(1012).config.get("scsi1")) == ({}, None)
+    hypervisor.free(volid, owner=OWNER)
+
+
 def test_a_template_with_the_hosts_own_devices_is_refused(proxmox_api: ProxmoxBench) -> None:
     with proxmox_api.served.paused() as node:
         node.vm(9000).config["hostpci0"] = "0000:01:00.0"

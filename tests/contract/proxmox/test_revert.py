@@ -1,4 +1,4 @@
-"""`sandbox revert` on Proxmox: the root disk goes back, the work disk is where and what it was."""
+"""Work disks on Proxmox through whole operations: `sandbox revert`, snapshots, start and detach."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from agentlab.hypervisor.base import Power
 from agentlab.hypervisor.proxmox.driver import ProxmoxHypervisor
 from agentlab.model.sandbox import Sandbox, SandboxSpec, SandboxState
 from agentlab.model.workspace import Workspace, WorkspaceEvent, WorkspaceState
-from agentlab.operations import sandbox_requests, workspace_requests
+from agentlab.operations import (
+    sandbox_requests,
+    work_mount,
+    workspace_attach,
+    workspace_requests,
+)
 from agentlab.operations.sandbox_power import START, STOP
 from agentlab.store import events, operations, sandboxes, workspaces
 from agentlab.store.operations import OperationRow
@@ -292,3 +297,41 @@ def test_a_sandbox_that_has_a_workspace_of_another_does_not_start(
         machine = hypervisor.status(box.vmid)
         assert machine is not None
         assert machine.power is Power.STOPPED
+
+
+@pytest.mark.parametrize("end", ["stop", "destroy"])
+def test_a_detach_that_waits_for_the_guest_is_taken_back_and_holds_nobody_up(
+    proxmox: ProxmoxBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Proxmox keeps the change for the next stop: it has the disk no more, and its guest has."""
+
+    def ask(_: object, __: int, words: list[str], ___: float) -> dict[str, bool]:
+        return {"mounted": words[0] == "mount"}
+
+    monkeypatch.setattr(work_mount, "_ask", ask)
+    monkeypatch.setattr(workspace_attach, "_PLUG", 2.0)
+    with installation(tmp_path, proxmox.hypervisor) as ours:
+        box = _new(ours)
+        volid = _held(ours, proxmox, box)
+        with proxmox.served.paused() as node:
+            node.vm(box.vmid).config["hotplug"] = "network,usb"
+        asked = workspace_requests.detach(ours.world, ours.runner, "work", "", force=False)
+        failed = _ended(ours, asked)
+        assert failed.state == "failed"
+        assert "its guest holds it until it is stopped" in failed.error
+        with proxmox.served.paused() as node:
+            assert node.vm(box.vmid).pending == {}
+            assert volid in str(node.vm(box.vmid).config["scsi1"])
+        with ours.world.store.read() as tx:
+            assert workspaces.get(tx, "work").holder == box.id
+
+        if end == "stop":
+            asked = sandbox_requests.act(ours.world, ours.runner, STOP, "box", "")
+            assert _ended(ours, asked).state == "done"
+            asked = workspace_requests.detach(ours.world, ours.runner, "work", "", force=False)
+        else:
+            asked = sandbox_requests.destroy(ours.world, ours.runner, "box", "", force=True)
+        assert _ended(ours, asked).state == "done"
+        with ours.world.store.read() as tx:
+            assert workspaces.get(tx, "work").state is WorkspaceState.DETACHED
+        assert [each.attached for each in proxmox.hypervisor.volumes(owner=OWNER)] == [()]

@@ -73,6 +73,13 @@ def not_found(node: str, vmid: object) -> str:
     return f"unable to find configuration file for VM {vmid} on node '{node}'"
 
 
+def at_once(config: Config, key: str) -> bool:
+    """Whether a running machine takes a change at once: of a drive when `hotplug` has disks."""
+    words = str(config.get("hotplug", "1"))
+    disks = words == "1" or "disk" in words.split(",")
+    return bool(AT_ONCE.fullmatch(key)) and (disks or not DRIVE_KEY.match(key))
+
+
 def image_size(text: object) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)", str(text))
     if found is None:
@@ -465,7 +472,7 @@ class Machines:
         if key == "lock":
             self._qm_lock(vm, None)
             return
-        if vm.status == "running" and not AT_ONCE.fullmatch(key):
+        if vm.status == "running" and not at_once(vm.config, key):
             vm.pending[key] = None
             return
         old = str(vm.config[key])
@@ -487,7 +494,7 @@ class Machines:
             value = with_mac(value)
         elif DRIVE_KEY.match(key):
             value = await self._new_drive(vm, key, str(value))
-        if vm.status == "running" and not AT_ONCE.fullmatch(key):
+        if vm.status == "running" and not at_once(vm.config, key):
             vm.pending[key] = value
             return
         vm.pending.pop(key, None)
