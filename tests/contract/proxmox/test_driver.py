@@ -21,6 +21,7 @@ from agentlab.hypervisor.proxmox.rest import RestTransport, Tls
 from agentlab.hypervisor.proxmox.rights import Place, needed
 from agentlab.secret import Secret
 from tests.contract.bench import OWNER, STRANGER, ProxmoxBench, settings
+from tests.fakes.pve.node import TaskError
 
 VM = "/nodes/{node}/qemu/{vmid}"
 CLONE = f"{VM}/clone"
@@ -930,6 +931,33 @@ def test_a_disk_that_the_guest_still_holds_is_not_detached(proxmox_api: ProxmoxB
             attempt()
     assert [volume.attached for volume in hypervisor.volumes(owner=OWNER)] == [(1012,)]
     hypervisor.stop(1012, owner=OWNER)
+    hypervisor.detach(1012, volid, owner=OWNER)
+    hypervisor.free(volid, owner=OWNER)
+
+
+def test_a_disk_that_a_guest_did_not_let_go_of_is_its_own_again(proxmox: ProxmoxBench) -> None:
+    """Proxmox says an error, and has it go at the next stop all the same."""
+    hypervisor = driver(proxmox)
+    made(proxmox)
+    volid = hypervisor.allot(990000, 64, storage="local", owner=OWNER)
+    hypervisor.attach(1012, volid, owner=OWNER)
+    hypervisor.start(1012, owner=OWNER)
+
+    def on_detach(_: object, key: str, __: str) -> None:
+        raise TaskError(f"hotplug problem - error on hot-unplugging device '{key}'")
+
+    with proxmox.served.paused() as node:
+        node.on_detach = on_detach
+    with pytest.raises(Conflict, match="hotplug problem"):
+        hypervisor.detach(1012, volid, owner=OWNER)
+    with proxmox.served.paused() as node:
+        assert node.vm(1012).pending == {"scsi1": None}
+        del node.on_detach
+    hypervisor.attach(1012, volid, owner=OWNER)
+    hypervisor.stop(1012, owner=OWNER)
+    assert [volume.attached for volume in hypervisor.volumes(owner=OWNER)] == [(1012,)]
+    with proxmox.served.paused() as node:
+        assert volid in str(node.vm(1012).config["scsi1"])
     hypervisor.detach(1012, volid, owner=OWNER)
     hypervisor.free(volid, owner=OWNER)
 

@@ -9,7 +9,8 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import web
@@ -481,7 +482,8 @@ class Machines:
             if owner_of(volume) == vm.vmid:
                 await self._free(volume)
         elif DRIVE_KEY.match(key):
-            await self._take_out(vm, key, old)
+            with self._waiting(vm, key, None):
+                await self._take_out(vm, key, old)
         vm.config.pop(key, None)
 
     async def _set(self, vm: FakeVm, key: str, value: Any) -> None:
@@ -505,11 +507,23 @@ class Machines:
                 old = ""
             if not old and vm.status == "running":
                 serial = split_drive(value)[1].get("serial", "")
-                await self.blocking(self.on_attach, vm, key, volume, serial)
+                with self._waiting(vm, key, value):
+                    await self.blocking(self.on_attach, vm, key, volume, serial)
             for unused in [k for k in vm.config if re.fullmatch(r"unused\d+", k)]:
                 if split_drive(str(vm.config[unused]))[0] == volume:
                     del vm.config[unused]
         vm.config[key] = value
+
+    @staticmethod
+    @contextmanager
+    def _waiting(vm: FakeVm, key: str, value: Any) -> Iterator[None]:
+        """A change that a guest does not follow is an error, and waits for its next start (956)."""
+        try:
+            yield
+        except TaskError:
+            if vm.status == "running":
+                vm.pending[key] = value
+            raise
 
     async def _take_out(self, vm: FakeVm, key: str, old: str) -> None:
         """A drive leaves its place: an own volume becomes unusedN, a foreign one is let go
