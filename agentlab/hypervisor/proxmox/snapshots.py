@@ -156,9 +156,10 @@ class ProxmoxSnapshots(ProxmoxMachines):
         """Busy for one that is being taken or deleted, Conflict when nothing does that any more."""
         if not entry.half:
             return
-        refuse_dead(found, self._inventory, what)
-        if found.lock:
-            raise Busy(f"{what}: Proxmox is still at work on it")
+        now = self._listed(found.vmid)  # the lock comes before the half, and goes with it
+        refuse_dead(now, self._inventory, what)
+        if now.lock or not any(each.half and each.name == entry.name for each in self._list(now)):
+            raise Busy(f"{what}: Proxmox is still at work on it, or has just ended")
         raise Conflict(
             f"{what}: there is half of one, which a task that died has left",
             hint=f"as root on node {found.node}: qm delsnapshot {found.vmid} {entry.name} --force",
