@@ -212,12 +212,14 @@ class Snapshots(Protocol):
     """Snapshots of the root disk of a stopped machine.
 
     While a volume is attached it would be a part of them: Conflict, from `snapshot` and `rollback`.
+    One that somebody else took then has the volume in it: Conflict, from all that would change it.
     """
 
     def snapshot(self, vmid: int, name: str, *, owner: str) -> None:
         """Takes a snapshot of the disk; a name that exists: Conflict, unless it is stopped and the same.
 
-        Unsupported, and nothing is changed, where the disk's storage has no snapshots.
+        Unsupported, and nothing is changed, where the disk's storage has no snapshots.  Busy while
+        it is still being taken: it may fail yet.
         """
         ...
 
@@ -234,12 +236,13 @@ class Snapshots(Protocol):
         """Later snapshots that stand in the way of a rollback to this one, newest first.
 
         Empty where the storage does not mind.  What somebody else has made on the storage itself
-        is not known here, and can still make `rollback` refuse.  NotFound: machine or name.
+        is not known here, and can still make `rollback` refuse.  NotFound: machine or name; Conflict
+        when this one or a blocker has a volume in it, so that neither may be touched.
         """
         ...
 
     def snapshots(self, vmid: int) -> Sequence[str]:
-        """Names, oldest first."""
+        """Names, oldest first; none that is still being taken or deleted, or was left half so."""
         ...
 
     def delete_snapshot(self, vmid: int, name: str, *, owner: str) -> None:

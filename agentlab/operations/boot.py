@@ -86,6 +86,8 @@ class Boot:
         hypervisor, owner = self._world.hypervisor, self._world.installation
         if held is not None:  # it may have been taken out, and not been given back
             hypervisor.attach(vmid, held.volid, owner=owner)
+        elif sandbox.state is not SandboxState.PROVISIONING:  # a new clone has none
+            self._refuse_anothers(sandbox)
         hypervisor.start(vmid, owner=owner)
         if hypervisor.capabilities.makes_taps:
             try:
@@ -94,6 +96,25 @@ class Boot:
                 hypervisor.stop(vmid, owner=owner)  # at once: the undoing comes later
                 raise
         return None
+
+    def _refuse_anothers(self, sandbox: Sandbox) -> None:
+        """Conflict for the volume of a workspace that the sandbox has no lease of.
+
+        Another may have it, and two guests would write to one file system.
+        """
+        hypervisor, vmid = self._world.hypervisor, sandbox.vmid
+        if not hypervisor.capabilities.volumes:
+            return
+        for volid in hypervisor.attached(vmid, owner=self._world.installation):
+            with self._world.store.read() as tx:
+                found = workspaces.of_volume(tx, volid)
+            if found is not None and found.holder != sandbox.id:
+                raise Conflict(
+                    f"cannot start sandbox {vmid}: it has volume {volid} of workspace "
+                    f"{found.name} without a lease",
+                    hint=f"see what mends that: agentlab workspace check {found.name}",
+                    details={"workspace": found.name, "volume": volid},
+                )
 
     def stop(self, call: Call) -> Result:
         with call.store.read() as tx:

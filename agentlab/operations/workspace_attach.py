@@ -25,7 +25,7 @@ from agentlab.operations.workspace_turn import (
     volid_of,
     workspace_turn,
 )
-from agentlab.store import sandboxes, workspaces
+from agentlab.store import events, sandboxes, workspaces
 from agentlab.store.db import Tx
 from agentlab.store.operations import OperationRow
 
@@ -241,6 +241,32 @@ def may_detach(_: Tx, __: Workspace, sandbox: Sandbox, ___: Call) -> Mapping[str
     return {}
 
 
+def plug_back(world: World, call: Call, vmid: int, workspace: Workspace) -> Result:
+    """Gives a disk back, in an undo; a machine that does not take it keeps nobody waiting for ever.
+
+    The lease stays, by which the next start attaches it.
+    """
+    try:
+        world.hypervisor.attach(vmid, volid_of(call), owner=world.installation)
+    except (NotFound, NotOurs):
+        pass
+    except Conflict as refused:
+        if isinstance(refused, Busy) and call.attempts < _TRIES:
+            raise
+        kind, identity = call.operation.kind, call.operation.id
+        text = (
+            f"workspace {workspace.name} is not in sandbox {vmid}, which has its lease and is given "
+            f"it by its next start: {refused.message}"
+        )
+
+        def write(tx: Tx) -> Output:
+            events.append(tx, kind, text, vmid=vmid, operation=identity)
+            return {}
+
+        return write
+    return None
+
+
 class Detaching:
     """The steps of taking a workspace away from the sandbox `vmid`, the operation's by default."""
 
@@ -275,11 +301,7 @@ class Detaching:
             workspace = live_workspace(tx, call.operation)
         if is_gone(call) or not nonce or workspace.nonce != nonce:
             return None
-        with contextlib.suppress(NotFound, NotOurs):
-            self._world.hypervisor.attach(
-                call.operation.vmid, volid_of(call), owner=self._world.installation
-            )
-        return None
+        return plug_back(self._world, call, call.operation.vmid, workspace)
 
     def unplug(self, call: Call) -> Result:
         """The lease ends when the hypervisor has let go, and not before.

@@ -18,7 +18,13 @@ from agentlab.operations import work_mount
 from agentlab.operations.boot import close_record, handed_over, is_off, unfence
 from agentlab.operations.context import World
 from agentlab.operations.provision import Provision
-from agentlab.operations.workspace_attach import mount_time, refuse_sandbox, running, unmount_time
+from agentlab.operations.workspace_attach import (
+    mount_time,
+    plug_back,
+    refuse_sandbox,
+    running,
+    unmount_time,
+)
 from agentlab.operations.workspace_turn import (
     live_workspace,
     lock_sandbox,
@@ -152,8 +158,7 @@ class _Move:
     def plug_again(self, call: Call) -> Result:
         """A lease without its disk helps nobody, and a disk without a lease harms its content."""
         if self._has_it(call):
-            with contextlib.suppress(NotFound, NotOurs):
-                self._attach(call, _old(call)[0])
+            return plug_back(self._world, call, _old(call)[0], self._workspace(call))
         return None
 
     def _has_it(self, call: Call) -> bool:

@@ -26,6 +26,7 @@ def check_template(vmid: int, config: Mapping[str, object], *, bridge: str) -> l
     drives = parse_drives(config)
     return [
         *_state(vmid, text),
+        *_hotplug(vmid, text),
         *_agent(vmid, text),
         *_console(vmid, text),
         *_disks(vmid, text, drives),
@@ -54,6 +55,15 @@ def _state(vmid: int, config: Mapping[str, str]) -> Iterator[Finding]:
     if config.get("bios") == "ovmf" and "efidisk0" not in config:
         what = "it boots by UEFI and has no disk for UEFI's settings"
         yield Finding("efidisk", what, f"qm set {vmid} --efidisk0 <STORAGE>:1,efitype=4m")
+
+
+def _hotplug(vmid: int, config: Mapping[str, str]) -> Iterator[Finding]:
+    have = config.get("hotplug", "1")
+    words = have.split(",")
+    if have != "1" and "disk" not in words:
+        what = "its hotplug has no disks: a sandbox that runs cannot be given a workspace, or give it up"
+        wanted = ",".join([*(word for word in words if word != "0"), "disk"])
+        yield Finding("hotplug", what, f"qm set {vmid} --hotplug {wanted}", needed=False)
 
 
 def _agent(vmid: int, config: Mapping[str, str]) -> Iterator[Finding]:

@@ -20,9 +20,10 @@ _TASKS = {
 
 def is_dead(found: Found, inventory: Inventory) -> bool:
     """Whether it has such a lock, and no task that could have it runs."""
-    if found.lock not in _TASKS:
+    if found.lock not in _TASKS or inventory.task_runs(_TASKS[found.lock][0], found.vmid):
         return False
-    return not inventory.task_runs(_TASKS[found.lock][0], found.vmid)
+    again = inventory.find(found.vmid)  # the task may have ended well since that was read
+    return again is not None and again.lock == found.lock
 
 
 def refuse_dead(found: Found, inventory: Inventory, what: str) -> None:

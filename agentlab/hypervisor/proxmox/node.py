@@ -111,7 +111,7 @@ class NodeTools:
             "lvmthin": lvm.render_lv_snapshot(plan.name, name),
             "zfspool": ["zfs", "snapshot", f"{plan.name}@{name}"],
         }[plan.tool]
-        tool.do(words, f"cannot snapshot volume {plan.volume}")
+        tool.do(words, f"cannot snapshot volume {plan.volume}", timeout=tool.LONG)
 
     def rollback(self, storage: Storage, volume: str, name: str) -> None:
         """Puts the volume back; NoSuchSnapshot.  Done again after a crash, it is whole again.
@@ -132,12 +132,13 @@ class NodeTools:
                 details={"later": newer[::-1]},
             )
         if plan.tool == "qcow2":
-            tool.do(["qemu-img", "snapshot", "-q", "-a", name, plan.name], what)
+            words = ["qemu-img", "snapshot", "-q", "-a", name, plan.name]
+            tool.do(words, what, timeout=tool.LONG)
         elif plan.tool == "zfspool":
-            tool.do(["zfs", "rollback", f"{plan.name}@{name}"], what)
+            tool.do(["zfs", "rollback", f"{plan.name}@{name}"], what, timeout=tool.LONG)
         else:
             for words in lvm.render_lv_rollback(plan.name, name):
-                tool.do(words, what)
+                tool.do(words, what, timeout=tool.LONG)
 
     def delete_snapshot(self, storage: Storage, volume: str, name: str) -> None:
         """Absent: returns."""
@@ -150,7 +151,8 @@ class NodeTools:
             "lvmthin": lvm.render_lv_remove(lvm.lv_snapshot(plan.name, name)),
             "zfspool": ["zfs", "destroy", f"{plan.name}@{name}"],
         }[plan.tool]
-        tool.do(words, f"cannot delete snapshot {name} of volume {plan.volume}")
+        what = f"cannot delete snapshot {name} of volume {plan.volume}"
+        tool.do(words, what, timeout=tool.LONG)
 
     def snapshots(self, storage: Storage, volume: str) -> list[str]:
         """Names, oldest first; NoSuchVolume.  Changes nothing: another may be at work on it."""

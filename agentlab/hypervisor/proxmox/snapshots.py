@@ -1,7 +1,8 @@
 """Snapshots of machines of Proxmox.
 
 A work disk is part of what Proxmox snapshots and rolls back, so it has to be detached before:
-a rollback would rewind it, or drop it into `unused0`.
+a rollback would rewind it, or drop it into `unused0`.  A snapshot that somebody else took while one
+was attached names it for ever, whoever has it by then; so it is neither gone back to nor deleted.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from agentlab.errors import Conflict, NotFound, Unavailable, Unsupported
+from agentlab.errors import Busy, Conflict, NotFound, Unavailable, Unsupported
 from agentlab.hypervisor.base import Power
 from agentlab.hypervisor.proxmox.dead_lock import final, refuse_dead
 from agentlab.hypervisor.proxmox.inventory import Found
 from agentlab.hypervisor.proxmox.machines import ProxmoxMachines
-from agentlab.hypervisor.proxmox.names import check_snapshot, parse_drives, volume_owner
+from agentlab.hypervisor.proxmox.names import Drive, check_snapshot, parse_drives, volume_owner
 from agentlab.hypervisor.proxmox.transport import NoSuchSnapshot, NotNewest, Refused
 
 _CHANGES_DISK = ("qmstart", "qmrollback", "hastart")
@@ -39,14 +40,15 @@ class ProxmoxSnapshots(ProxmoxMachines):
         if self._power(found.node, vmid) is not Power.STOPPED:
             raise Conflict(f"cannot take a snapshot of VM {vmid}: it has power")
         there = {entry.name: entry for entry in self._list(found)}
+        what = f"cannot take snapshot {name} of VM {vmid}"
         if name in there:
+            self._refuse_half(found, there[name], what)
             if self._unchanged(found, there[name].time):
                 return
             raise Conflict(
-                f"cannot take snapshot {name} of VM {vmid}: there is one of that name already",
+                f"{what}: there is one of that name already",
                 hint="choose another name, or delete that one first",
             )
-        what = f"cannot take snapshot {name} of VM {vmid}"
         refuse_dead(found, self._inventory, what)
         try:
             with self._lock_told(found):
@@ -100,6 +102,8 @@ class ProxmoxSnapshots(ProxmoxMachines):
         if self._power(found.node, vmid) is not Power.STOPPED:
             raise Conflict(f"cannot roll back VM {vmid}: it has power")
         what = f"cannot roll back VM {vmid} to {name}"
+        self._refuse_half(found, there[name], what)
+        self._refuse_taken_with(found, name, what)
         refuse_dead(found, self._inventory, what)
         # after a lost reply once more: without power in between, twice is as once
         try:
@@ -119,15 +123,51 @@ class ProxmoxSnapshots(ProxmoxMachines):
         names = [entry.name for entry in self._list(found)]
         if name not in names:
             raise NotFound(f"VM {vmid} has no snapshot {name}")
+        what = f"cannot roll back VM {vmid} to {name}"
+        self._refuse_taken_with(found, name, what)
         later = later_than(name, names)
-        return later if later and self._newest_only(found, name) else []
+        if not later or not self._newest_only(found, name):
+            return []
+        for each in later:
+            self._refuse_taken_with(found, each, f"{what}, since {each} came later and would go")
+        return later
+
+    def _drives_in(self, found: Found, name: str) -> list[Drive]:
+        what = f"cannot read snapshot {name} of VM {found.vmid}"
+        config = self._api.get(f"{found.path}/config", what=what, snapshot=name)
+        if not isinstance(config, dict):
+            raise Unavailable(f"{what}: Proxmox gave no configuration")
+        return parse_drives(config)
+
+    def _refuse_taken_with(self, found: Found, name: str, what: str) -> None:
+        """Conflict for a snapshot that was taken while a volume of ours was attached."""
+        for drive in self._drives_in(found, name):
+            if volume_owner(drive.volid)[0]:
+                raise Conflict(
+                    f"{what}: snapshot {name} of VM {found.vmid} has volume {drive.volid} in it, "
+                    "which would be changed too, whoever has it now",
+                    hint="use another snapshot; whoever took this one deletes it while no VM with "
+                    f"the volume runs, as root on node {found.node}: "
+                    f"qm delsnapshot {found.vmid} {name}",
+                    details={"snapshot": name, "volume": drive.volid},
+                )
+
+    def _refuse_half(self, found: Found, entry: _Entry, what: str) -> None:
+        """Busy for one that is being taken or deleted, Conflict when nothing does that any more."""
+        if not entry.half:
+            return
+        now = self._listed(found.vmid)  # the lock comes before the half, and goes with it
+        refuse_dead(now, self._inventory, what)
+        if now.lock or not any(each.half and each.name == entry.name for each in self._list(now)):
+            raise Busy(f"{what}: Proxmox is still at work on it, or has just ended")
+        raise Conflict(
+            f"{what}: there is half of one, which a task that died has left",
+            hint=f"as root on node {found.node}: qm delsnapshot {found.vmid} {entry.name} --force",
+        )
 
     def _newest_only(self, found: Found, name: str) -> bool:
         """Whether a disk in the snapshot is on a storage that goes back to the newest one only."""
-        what = f"cannot read snapshot {name} of VM {found.vmid}"
-        config = self._api.get(f"{found.path}/config", what=what, snapshot=name)
-        drives = parse_drives(config if isinstance(config, dict) else {})
-        on = {drive.storage for drive in drives if not drive.cdrom}
+        on = {drive.storage for drive in self._drives_in(found, name) if not drive.cdrom}
         storages = self._api.get("/storage", what="cannot list the storages")
         return any(
             entry.get("type") in _NEWEST_ONLY or str(entry.get(_CHAIN, 0)) == "1"
@@ -136,7 +176,7 @@ class ProxmoxSnapshots(ProxmoxMachines):
         )
 
     def snapshots(self, vmid: int) -> Sequence[str]:
-        return [entry.name for entry in self._list(self._listed(vmid))]
+        return [entry.name for entry in self._list(self._listed(vmid)) if not entry.half]
 
     def _listed(self, vmid: int) -> Found:
         found = self._inventory.find(vmid)
@@ -155,6 +195,7 @@ class ProxmoxSnapshots(ProxmoxMachines):
         what = f"cannot delete snapshot {name} of VM {vmid}"
         refuse_dead(found, self._inventory, what)
         try:
+            self._refuse_taken_with(found, name, what)
             with self._lock_told(found):
                 self._api.act(
                     "DELETE",
@@ -202,12 +243,16 @@ def _not_newest(what: str, later: Sequence[str], error: NotNewest) -> NotNewest:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A snapshot: when it was taken, in seconds since the epoch; `memory` when it has that too."""
+    """A snapshot: when it was taken, in seconds since the epoch; `memory` when it has that too.
+
+    `half` while it is being taken or deleted, and when the task that did that has died.
+    """
 
     name: str
     time: int
     parent: str
     memory: bool
+    half: bool
 
 
 def parse_snapshots(data: object) -> list[_Entry]:
@@ -218,6 +263,7 @@ def parse_snapshots(data: object) -> list[_Entry]:
             time=int(entry.get("snaptime") or 0),
             parent=str(entry.get("parent") or ""),
             memory=str(entry.get("vmstate", 0)) == "1",
+            half=bool(entry.get("snapstate")),
         )
         for entry in (data if isinstance(data, list) else [])
         if isinstance(entry, Mapping) and entry.get("name") not in (None, "current")

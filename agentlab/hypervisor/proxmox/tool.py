@@ -8,7 +8,7 @@ from agentlab import run
 from agentlab.hypervisor.proxmox.transport import classify
 
 QUICK = 120.0
-LONG = 12 * 3600.0  # for as long as a copy may take
+LONG = 12 * 3600.0  # for as long as a copy may take, of content or of the metadata of a snapshot
 
 
 def do(words: Sequence[str], what: str, *, timeout: float = QUICK) -> str:

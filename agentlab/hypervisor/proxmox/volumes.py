@@ -1,36 +1,29 @@
 """Volumes of Proxmox that outlive machines: allotted under numbers of their own.
 
-Proxmox itself guards nothing here: it attaches one volume to two machines, and frees one that is
-attached.  The name carries the owner, since the allotting call writes nothing else.
+The name carries the owner, since the allotting call writes nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from agentlab.errors import (
     AgentLabError,
-    Busy,
-    Conflict,
     Invalid,
     NotFound,
-    NotOurs,
     Unavailable,
     Unsupported,
 )
 from agentlab.hypervisor.base import Volume, VolumeCheck
 from agentlab.hypervisor.fsck import unsupported_path
-from agentlab.hypervisor.proxmox.dead_lock import is_dead, refusal, refuse_dead
-from agentlab.hypervisor.proxmox.inventory import Found
+from agentlab.hypervisor.proxmox.attachments import ProxmoxAttachments
 from agentlab.hypervisor.proxmox.names import (
     check_snapshot,
-    parse_drives,
     volume_name,
     volume_owner,
 )
-from agentlab.hypervisor.proxmox.part import Part, as_read
 from agentlab.hypervisor.proxmox.storage_plan import (
     FILE_TYPES,
     Storage,
@@ -41,10 +34,8 @@ from agentlab.hypervisor.proxmox.storage_plan import (
 from agentlab.hypervisor.proxmox.transport import Exists, NoSuchVolume, ReplyLost
 from agentlab.hypervisor.qemu_img import Progress
 
-WORK = "scsi1"  # the drive that a work disk is; a template keeps it free
 
-
-class ProxmoxVolumes(Part):
+class ProxmoxVolumes(ProxmoxAttachments):
     """Implements `base.Volumes`."""
 
     def volumes(self, *, owner: str, storage: str | None = None) -> Sequence[Volume]:
@@ -57,10 +48,6 @@ class ProxmoxVolumes(Part):
             Volume(volid, size, tuple(attached.get(volid, ())))
             for volid, size in self._content(owner, *named).items()
         ]
-
-    def attached(self, vmid: int, *, owner: str) -> Sequence[str]:
-        held = self._held(self._inventory.ours(vmid, owner, "look at the volumes of"))
-        return sorted(volid for volid in held if volume_owner(volid)[1] == owner)
 
     def _content(self, owner: str, *storages: str) -> dict[str, int]:
         """Volumes with this owner's name: size in MiB by volid.
@@ -85,55 +72,6 @@ class ProxmoxVolumes(Part):
                 if volume_owner(str(volume["volid"]))[1] == owner:
                     found[str(volume["volid"])] = int(volume.get("size") or 0) >> 20
         return found
-
-    @property
-    def _node(self) -> str:
-        if self._settings.node:
-            return self._settings.node
-        return min(self._settings.allowed or self._nodes_online())
-
-    def _machines(self, owner: str) -> list[Found]:
-        """Machines that may have a volume of ours, with their configurations, each read now.
-
-        Ours, and whatever else has a VMID of our range: one whose mark somebody has edited away
-        still has its disk.
-        """
-        mine = self._settings.vmids
-        asked = [
-            each.vmid
-            for each in self._inventory.machines()
-            if each.owner == owner.lower() or each.vmid in mine
-        ]
-        found = (self._inventory.find(vmid) for vmid in asked)
-        return [
-            each
-            for each in found
-            if each is not None and (each.owner == owner or each.vmid in mine)
-        ]
-
-    def _holders(self, volid: str, owner: str) -> list[int]:
-        """Ours, and where we are root on the node, those of anybody."""
-        found = [vmid for vmid, held in self._holdings(owner) if volid in held]
-        if self._tools.available_on(self._node):
-            found += [vmid for vmid in self._tools.holders(volid) if vmid not in found]
-        return found
-
-    def _holdings(self, owner: str) -> Iterator[tuple[int, set[str]]]:
-        """Machines and the volumes that each has; one that is destroyed meanwhile has none."""
-        for found in self._machines(owner):
-            try:
-                held = self._held(found)
-            except NotFound:
-                continue
-            yield found.vmid, held
-
-    def _held(self, found: Found) -> set[str]:
-        """Volumes that a machine has, or still has: a change that waits is shown as if it were made."""
-        live = self._api.get(
-            f"{found.path}/config", what=f"cannot read VM {found.vmid}", current=True
-        )
-        configs = [found.config, live if isinstance(live, dict) else {}]
-        return {drive.volid for config in configs for drive in parse_drives(config)}
 
     def _storage(self, name: str) -> Storage:
         """From the list: a storage's own page takes Datastore.Allocate, which we do not ask for."""
@@ -205,69 +143,6 @@ class ProxmoxVolumes(Part):
                 raise  # it was not made: it may be asked for again
             return volid
 
-    def attach(self, vmid: int, volid: str, *, owner: str) -> None:
-        self._need_ours(volid, owner, "attach")
-        self._settled(lambda: self._attach(vmid, volid, owner))
-
-    def _attach(self, vmid: int, volid: str, owner: str) -> None:
-        found = self._inventory.ours(vmid, owner, "attach a volume to")
-        held = {drive.key: drive for drive in parse_drives(found.config)}
-        if WORK in held and held[WORK].volid == volid:
-            return
-        if WORK in held:
-            raise Conflict(f"cannot attach {volid} to VM {vmid}: it has {held[WORK].volid} already")
-        others = [each for each in self._holders(volid, owner) if each != vmid]
-        if others:
-            raise Conflict(
-                f"cannot attach {volid} to VM {vmid}: VM {others[0]} has it",
-                hint="detach it there first",
-            )
-        if volid in self._held(found):
-            raise Busy(f"cannot attach {volid} to VM {vmid}: it is still being detached there")
-        refuse_dead(found, self._inventory, f"cannot attach {volid} to VM {vmid}")
-        self._inventory.sure(found, owner, "attach a volume to")
-        self._api.change(
-            "PUT",
-            f"{found.path}/config",
-            {WORK: f"{volid},discard=on,serial=work", **as_read(found)},
-            what=f"cannot attach {volid} to VM {vmid}",
-        )
-
-    def detach(self, vmid: int, volid: str, *, owner: str) -> None:
-        self._need_ours(volid, owner, "detach")
-        self._settled(lambda: self._detach(vmid, volid, owner))
-
-    def _detach(self, vmid: int, volid: str, owner: str) -> None:
-        try:
-            found = self._inventory.ours(vmid, owner, "detach a volume from")
-        except NotFound:
-            return
-        keys = [drive.key for drive in parse_drives(found.config) if drive.volid == volid]
-        keys += [
-            key
-            for key, value in found.config.items()
-            if key.startswith("unused") and str(value).partition(",")[0] == volid
-        ]
-        if keys:
-            self._inventory.sure(found, owner, "detach a volume from")
-            if is_dead(found, self._inventory):
-                if not self._tools.available_on(found.node):
-                    raise refusal(found, f"cannot detach {volid} from VM {vmid}")
-                self._tools.detach_locked(vmid, keys)
-            else:
-                self._api.change(
-                    "PUT",
-                    f"{found.path}/config",
-                    {"delete": ",".join(keys), **as_read(found)},
-                    what=f"cannot detach {volid} from VM {vmid}",
-                )
-            found = self._inventory.ours(vmid, owner, "detach a volume from")
-        if volid in self._held(found):
-            raise Busy(
-                f"cannot detach {volid} from VM {vmid}: its guest holds it until it is stopped",
-                hint="stop the sandbox, or let it give the disk up",
-            )
-
     def free(self, volid: str, *, owner: str) -> None:
         self._need_ours(volid, owner, "free")
         self._settled(lambda: self._free(volid, owner))
@@ -287,22 +162,6 @@ class ProxmoxVolumes(Part):
         if self._tools.available_on(self._node):
             with contextlib.suppress(NotFound, Invalid, Unsupported):
                 self._tools.settle(self._storage(name), volume)
-
-    def _need_ours(self, volid: str, owner: str, verb: str) -> int:
-        """The volume's number when its name carries this owner; NotOurs."""
-        number, name = volume_owner(volid)
-        if name != owner:
-            whose = f"the installation {name}" if name else "someone else"
-            raise NotOurs(f"cannot {verb} volume {volid}: it belongs to {whose}")
-        return number
-
-    def _need_detached(self, volid: str, owner: str, verb: str) -> None:
-        holders = self._holders(volid, owner)
-        if holders:
-            raise Conflict(
-                f"cannot {verb} {volid}: it is attached to VM {holders[0]}",
-                hint="detach it first",
-            )
 
     # --- what REST lacks, by the node's own programs ---
 

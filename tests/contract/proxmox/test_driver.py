@@ -21,6 +21,7 @@ from agentlab.hypervisor.proxmox.rest import RestTransport, Tls
 from agentlab.hypervisor.proxmox.rights import Place, needed
 from agentlab.secret import Secret
 from tests.contract.bench import OWNER, STRANGER, ProxmoxBench, settings
+from tests.fakes.pve.node import TaskError
 
 VM = "/nodes/{node}/qemu/{vmid}"
 CLONE = f"{VM}/clone"
@@ -488,6 +489,62 @@ def test_a_lock_is_a_dead_ones_when_its_task_has_died(proxmox_shell: ProxmoxBenc
     assert vmids(proxmox_shell) == []
 
 
+def test_a_snapshot_that_is_still_being_taken_does_not_count_as_taken(
+    proxmox_api: ProxmoxBench,
+) -> None:
+    """Its task may fail yet, and Proxmox takes it away again."""
+    made(proxmox_api)
+    hypervisor = proxmox_api.again(patience=0.5)
+    with proxmox_api.served.paused() as node:
+        node.time_scale, node.seconds["qmsnapshot"] = 1.0, 600.0
+    for _ in range(2):
+        with pytest.raises(Busy):
+            hypervisor.snapshot(1012, "clean", owner=OWNER)
+        assert list(hypervisor.snapshots(1012)) == []
+    with pytest.raises(Busy):
+        hypervisor.rollback(1012, "clean", owner=OWNER)
+    with proxmox_api.served.paused() as node:
+        (upid,) = node.running_tasks("qmsnapshot")
+    path = f"/nodes/{proxmox_api.served.node.node}/tasks/{upid}"
+    proxmox_api.connect().call("DELETE", path)  # it ends as one that fails
+    with proxmox_api.served.paused() as node:
+        assert (node.vm(1012).lock, node.vm(1012).snapshots) == (None, {})
+        node.time_scale = 0.0
+    hypervisor.snapshot(1012, "clean", owner=OWNER)
+    assert list(hypervisor.snapshots(1012)) == ["clean"]
+    hypervisor.rollback(1012, "clean", owner=OWNER)
+
+
+def test_half_a_snapshot_that_a_killed_task_left_is_told_with_the_remedy(
+    proxmox_api: ProxmoxBench,
+) -> None:
+    made(proxmox_api)
+    hypervisor = proxmox_api.again(patience=0.5)
+    with proxmox_api.served.paused() as node:
+        node.time_scale, node.seconds["qmsnapshot"] = 1.0, 600.0
+    with pytest.raises(Busy):
+        hypervisor.snapshot(1012, "clean", owner=OWNER)
+    with proxmox_api.served.paused() as node:
+        (upid,) = node.running_tasks("qmsnapshot")
+    proxmox_api.served.call(proxmox_api.served.node.kill_task, upid)
+    with proxmox_api.served.paused() as node:
+        node.time_scale = 0.0
+        assert node.vm(1012).snapshots["clean"]["snapstate"] == "prepare"
+    for words, remedy in (
+        (r"left it locked \(snapshot\)", "qm unlock 1012"),
+        ("there is half of one", "qm delsnapshot 1012 clean --force"),
+    ):
+        for verb in (hypervisor.snapshot, hypervisor.rollback):
+            with pytest.raises(Conflict, match=words) as told:
+                verb(1012, "clean", owner=OWNER)
+            assert not isinstance(told.value, Busy)
+            assert remedy in told.value.hint
+        assert list(hypervisor.snapshots(1012)) == []
+        with proxmox_api.served.paused() as node:
+            node._qm_lock(node.vm(1012), None)  # as the first remedy says
+    hypervisor.destroy(1012, owner=OWNER)
+
+
 def test_with_a_token_a_lock_that_a_dead_task_left_is_told_with_the_remedy(
     proxmox_api: ProxmoxBench,
 ) -> None:
@@ -875,6 +932,53 @@ def test_a_disk_that_the_guest_still_holds_is_not_detached(proxmox_api: ProxmoxB
     assert [volume.attached for volume in hypervisor.volumes(owner=OWNER)] == [(1012,)]
     hypervisor.stop(1012, owner=OWNER)
     hypervisor.detach(1012, volid, owner=OWNER)
+    hypervisor.free(volid, owner=OWNER)
+
+
+def test_a_disk_that_a_guest_did_not_let_go_of_is_its_own_again(proxmox: ProxmoxBench) -> None:
+    """Proxmox says an error, and has it go at the next stop all the same."""
+    hypervisor = driver(proxmox)
+    made(proxmox)
+    volid = hypervisor.allot(990000, 64, storage="local", owner=OWNER)
+    hypervisor.attach(1012, volid, owner=OWNER)
+    hypervisor.start(1012, owner=OWNER)
+
+    def on_detach(_: object, key: str, __: str) -> None:
+        raise TaskError(f"hotplug problem - error on hot-unplugging device '{key}'")
+
+    with proxmox.served.paused() as node:
+        node.on_detach = on_detach
+    with pytest.raises(Conflict, match="hotplug problem"):
+        hypervisor.detach(1012, volid, owner=OWNER)
+    with proxmox.served.paused() as node:
+        assert node.vm(1012).pending == {"scsi1": None}
+        del node.on_detach
+    hypervisor.attach(1012, volid, owner=OWNER)
+    hypervisor.stop(1012, owner=OWNER)
+    assert [volume.attached for volume in hypervisor.volumes(owner=OWNER)] == [(1012,)]
+    with proxmox.served.paused() as node:
+        assert volid in str(node.vm(1012).config["scsi1"])
+    hypervisor.detach(1012, volid, owner=OWNER)
+    hypervisor.free(volid, owner=OWNER)
+
+
+def test_a_detach_that_waits_is_done_when_the_guest_has_powered_itself_off(
+    proxmox_api: ProxmoxBench,
+) -> None:
+    """Then Proxmox does not make the changes that wait; it does with the next change."""
+    hypervisor = driver(proxmox_api)
+    made(proxmox_api)
+    volid = hypervisor.allot(990000, 64, storage="local", owner=OWNER)
+    hypervisor.attach(1012, volid, owner=OWNER)
+    hypervisor.start(1012, owner=OWNER)
+    with proxmox_api.served.paused() as node:
+        vm = node.vm(1012)
+        vm.pending["scsi1"] = None
+        vm.status = vm.qmpstatus = "stopped"
+    hypervisor.detach(1012, volid, owner=OWNER)
+    assert [volume.attached for volume in hypervisor.volumes(owner=OWNER)] == [()]
+    with proxmox_api.served.paused() as node:
+        assert (node.vm(1012).pending, node.vm(1012).config.get("scsi1")) == ({}, None)
     hypervisor.free(volid, owner=OWNER)
 
 

@@ -1,4 +1,4 @@
-"""`sandbox revert` on Proxmox: the root disk goes back, the work disk is where and what it was."""
+"""Work disks on Proxmox through whole operations: `sandbox revert`, snapshots, start and detach."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from pathlib import Path
 import pytest
 
 from agentlab import clock
+from agentlab.hypervisor.base import Power
 from agentlab.hypervisor.proxmox.driver import ProxmoxHypervisor
 from agentlab.model.sandbox import Sandbox, SandboxSpec, SandboxState
 from agentlab.model.workspace import Workspace, WorkspaceEvent, WorkspaceState
-from agentlab.operations import sandbox_requests
-from agentlab.operations.sandbox_power import STOP
+from agentlab.operations import (
+    sandbox_requests,
+    work_mount,
+    workspace_attach,
+    workspace_requests,
+)
+from agentlab.operations.sandbox_power import START, STOP
 from agentlab.store import events, operations, sandboxes, workspaces
 from agentlab.store.operations import OperationRow
 from tests.contract.bench import ProxmoxBench
@@ -34,17 +40,17 @@ def _ended(ours: Installation, operation: str) -> OperationRow:
         time.sleep(0.02)
 
 
-def _new(ours: Installation) -> Sandbox:
+def _new(ours: Installation, name: str = "box") -> Sandbox:
     made = _ended(
-        ours, sandbox_requests.create(ours.world, ours.runner, SandboxSpec("demo", name="box"), "")
+        ours, sandbox_requests.create(ours.world, ours.runner, SandboxSpec("demo", name=name), "")
     )
     assert made.state == "done", made
-    return _box(ours)
+    return _box(ours, name)
 
 
-def _box(ours: Installation) -> Sandbox:
+def _box(ours: Installation, name: str = "box") -> Sandbox:
     with ours.world.store.read() as tx:
-        return sandboxes.get_live(tx, "box")
+        return sandboxes.get_live(tx, name)
 
 
 def _revert(ours: Installation, **given: object) -> OperationRow:
@@ -226,3 +232,106 @@ def test_a_rollback_that_fails_on_the_storage_ends_and_its_sandbox_can_be_destro
         hypervisor.free(volid, owner=OWNER)
         assert ours.left_over() == []
     assert not proxmox_shell.leftovers()
+
+
+@pytest.mark.parametrize("storage", ["local", "tank"])
+def test_a_snapshot_of_somebody_else_that_has_the_work_disk_in_it_leaves_that_alone(
+    storing: ProxmoxBench, tmp_path: Path, storage: str
+) -> None:
+    """Proxmox puts back, and deletes of, each volume that a snapshot names, whoever has it now."""
+    hypervisor = storing.hypervisor
+    assert isinstance(hypervisor, ProxmoxHypervisor)
+    with installation(tmp_path, hypervisor) as ours:
+        if storage == "tank":
+            _on_tank(ours, storing, tmp_path)
+        box, other = _new(ours), _new(ours, "other")
+        for name in ("box", "other"):
+            _ended(ours, sandbox_requests.act(ours.world, ours.runner, STOP, name, ""))
+        volid = _held(ours, storing, box)
+        path = f"/nodes/{storing.served.node.node}/qemu/{box.vmid}/snapshot"
+        storing.connect().call("POST", path, {"snapname": "daily"})
+        with storing.served.paused() as node:
+            assert volid in str(node.vm(box.vmid).snapshots["daily"]["scsi1"])
+        asked = workspace_requests.detach(ours.world, ours.runner, "work", "", force=False)
+        assert _ended(ours, asked).state == "done"
+        asked = workspace_requests.attach(ours.world, ours.runner, "work", "other", "")
+        assert _ended(ours, asked).state == "done"
+        disks = _disks(storing, box.vmid, volid)
+        disks.write(disks.work, 0x11)
+        before = disks.digest
+
+        refused = [_revert(ours, name="daily")]
+        assert disks.digest == before
+        deleting = sandbox_requests.delete_snapshot(ours.world, ours.runner, "box", "", "daily")
+        refused.append(_ended(ours, deleting))
+        if storage == "tank":  # it is in the way of an older one
+            refused += [_revert(ours), _revert(ours, force=True)]
+        for each in refused:
+            assert each.state == "failed"
+            assert f"snapshot daily of VM {box.vmid} has volume {volid} in it" in each.error
+            assert f"qm delsnapshot {box.vmid} daily" in each.hint
+        if storage == "local":
+            assert _revert(ours).state == "done"
+        assert disks.digest == before
+        assert list(hypervisor.snapshots(box.vmid)) == ["clean", "daily"]
+        assert [each.attached for each in hypervisor.volumes(owner=OWNER)] == [(other.vmid,)]
+
+
+def test_a_sandbox_that_has_a_workspace_of_another_does_not_start(
+    proxmox: ProxmoxBench, tmp_path: Path
+) -> None:
+    """Whatever has put it there: two guests would write to one file system."""
+    hypervisor = proxmox.hypervisor
+    with installation(tmp_path, hypervisor) as ours:
+        box = _new(ours)
+        _ended(ours, sandbox_requests.act(ours.world, ours.runner, STOP, "box", ""))
+        volid = _held(ours, proxmox, box)
+        with ours.world.store.write() as tx:
+            found = workspaces.get(tx, "work")
+            workspaces.release(tx, found.id, found.nonce)
+        refused = _ended(ours, sandbox_requests.act(ours.world, ours.runner, START, "box", ""))
+        assert refused.state == "failed"
+        assert f"it has volume {volid} of workspace work" in refused.error
+        assert "agentlab workspace check work" in refused.hint
+        assert _box(ours).state is SandboxState.STOPPED
+        machine = hypervisor.status(box.vmid)
+        assert machine is not None
+        assert machine.power is Power.STOPPED
+
+
+@pytest.mark.parametrize("end", ["stop", "destroy"])
+def test_a_detach_that_waits_for_the_guest_is_taken_back_and_holds_nobody_up(
+    proxmox: ProxmoxBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Proxmox keeps the change for the next stop: it has the disk no more, and its guest has."""
+
+    def ask(_: object, __: int, words: list[str], ___: float) -> dict[str, bool]:
+        return {"mounted": words[0] == "mount"}
+
+    monkeypatch.setattr(work_mount, "_ask", ask)
+    monkeypatch.setattr(workspace_attach, "_PLUG", 2.0)
+    with installation(tmp_path, proxmox.hypervisor) as ours:
+        box = _new(ours)
+        volid = _held(ours, proxmox, box)
+        with proxmox.served.paused() as node:
+            node.vm(box.vmid).config["hotplug"] = "network,usb"
+        asked = workspace_requests.detach(ours.world, ours.runner, "work", "", force=False)
+        failed = _ended(ours, asked)
+        assert failed.state == "failed"
+        assert "its guest holds it until it is stopped" in failed.error
+        with proxmox.served.paused() as node:
+            assert node.vm(box.vmid).pending == {}
+            assert volid in str(node.vm(box.vmid).config["scsi1"])
+        with ours.world.store.read() as tx:
+            assert workspaces.get(tx, "work").holder == box.id
+
+        if end == "stop":
+            asked = sandbox_requests.act(ours.world, ours.runner, STOP, "box", "")
+            assert _ended(ours, asked).state == "done"
+            asked = workspace_requests.detach(ours.world, ours.runner, "work", "", force=False)
+        else:
+            asked = sandbox_requests.destroy(ours.world, ours.runner, "box", "", force=True)
+        assert _ended(ours, asked).state == "done"
+        with ours.world.store.read() as tx:
+            assert workspaces.get(tx, "work").state is WorkspaceState.DETACHED
+        assert [each.attached for each in proxmox.hypervisor.volumes(owner=OWNER)] == [()]

@@ -91,15 +91,16 @@ class FileNode(ProxmoxNode):
         _qemu_img("resize", self._file(vm, disk), str(size))
 
     def on_snapshot(self, vm: FakeVm, name: str, memory: bool) -> None:
-        for path in self._disks(vm):
+        for path in self._disks(vm.config):
             _qemu_img("snapshot", "-c", name, path)
 
     def on_rollback(self, vm: FakeVm, name: str, memory: bool) -> None:
-        for path in self._disks(vm):
+        """Each volume that the snapshot names, whoever has it by now."""
+        for path in self._disks(vm.snapshots[name]):
             _qemu_img("snapshot", "-a", name, path)
 
     def on_delete_snapshot(self, vm: FakeVm, name: str) -> None:
-        for path in self._disks(vm):
+        for path in self._disks(vm.snapshots[name]):
             _qemu_img("snapshot", "-d", name, path)
 
     def _qm_rename_volume(self, volid: str) -> str:
@@ -118,8 +119,8 @@ class FileNode(ProxmoxNode):
     def _file(self, vm: FakeVm, key: str) -> Path:
         return self.path(str(vm.config[key]).split(",")[0])
 
-    def _disks(self, vm: FakeVm) -> list[Path]:
-        found = drives_of(vm.config, skip_cdrom=True)
+    def _disks(self, config: dict[str, Any]) -> list[Path]:
+        found = drives_of(config, skip_cdrom=True)
         return [self.path(volid) for _, volid, _ in found if ":" in volid]
 
 

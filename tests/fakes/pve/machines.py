@@ -9,7 +9,8 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import web
@@ -71,6 +72,13 @@ def no_config(node: str, vmid: object) -> str:
 
 def not_found(node: str, vmid: object) -> str:
     return f"unable to find configuration file for VM {vmid} on node '{node}'"
+
+
+def at_once(config: Config, key: str) -> bool:
+    """Whether a running machine takes a change at once: of a drive when `hotplug` has disks."""
+    words = str(config.get("hotplug", "1"))
+    disks = words == "1" or "disk" in words.split(",")
+    return bool(AT_ONCE.fullmatch(key)) and (disks or not DRIVE_KEY.match(key))
 
 
 def image_size(text: object) -> int:
@@ -465,7 +473,7 @@ class Machines:
         if key == "lock":
             self._qm_lock(vm, None)
             return
-        if vm.status == "running" and not AT_ONCE.fullmatch(key):
+        if vm.status == "running" and not at_once(vm.config, key):
             vm.pending[key] = None
             return
         old = str(vm.config[key])
@@ -474,7 +482,8 @@ class Machines:
             if owner_of(volume) == vm.vmid:
                 await self._free(volume)
         elif DRIVE_KEY.match(key):
-            await self._take_out(vm, key, old)
+            with self._waiting(vm, key, None):
+                await self._take_out(vm, key, old)
         vm.config.pop(key, None)
 
     async def _set(self, vm: FakeVm, key: str, value: Any) -> None:
@@ -487,7 +496,7 @@ class Machines:
             value = with_mac(value)
         elif DRIVE_KEY.match(key):
             value = await self._new_drive(vm, key, str(value))
-        if vm.status == "running" and not AT_ONCE.fullmatch(key):
+        if vm.status == "running" and not at_once(vm.config, key):
             vm.pending[key] = value
             return
         vm.pending.pop(key, None)
@@ -498,11 +507,23 @@ class Machines:
                 old = ""
             if not old and vm.status == "running":
                 serial = split_drive(value)[1].get("serial", "")
-                await self.blocking(self.on_attach, vm, key, volume, serial)
+                with self._waiting(vm, key, value):
+                    await self.blocking(self.on_attach, vm, key, volume, serial)
             for unused in [k for k in vm.config if re.fullmatch(r"unused\d+", k)]:
                 if split_drive(str(vm.config[unused]))[0] == volume:
                     del vm.config[unused]
         vm.config[key] = value
+
+    @staticmethod
+    @contextmanager
+    def _waiting(vm: FakeVm, key: str, value: Any) -> Iterator[None]:
+        """A change that a guest does not follow is an error, and waits for its next start (956)."""
+        try:
+            yield
+        except TaskError:
+            if vm.status == "running":
+                vm.pending[key] = value
+            raise
 
     async def _take_out(self, vm: FakeVm, key: str, old: str) -> None:
         """A drive leaves its place: an own volume becomes unusedN, a foreign one is let go

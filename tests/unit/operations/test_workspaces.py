@@ -17,7 +17,7 @@ from agentlab.model.workspace import WorkspaceSpec, WorkspaceState
 from agentlab.operations import session_stop, workspace_create, workspace_volume
 from agentlab.operations import workspace_requests as requests
 from agentlab.operations.sandbox_power import START, STOP
-from agentlab.store import operations, sandboxes, sessions, workspaces
+from agentlab.store import events, operations, sandboxes, sessions, workspaces
 from agentlab.store.operations import OperationRow
 from tests.unit.operations.bench import SPEC
 from tests.unit.operations.work_bench import WorkBench, bench
@@ -570,6 +570,41 @@ def test_a_detach_that_fails_at_its_end_leaves_the_lease_with_its_disk(bench: Wo
     assert bench.workspace().vmid == vmid
     assert bench.hypervisor.plugged == {vmid: bench.workspace().volid}
     assert bench.hypervisor.mounted == {vmid}
+
+
+@pytest.mark.parametrize("verb", ["detach", "rebind"])
+def test_a_disk_that_a_machine_does_not_take_back_keeps_nobody_waiting(
+    bench: WorkBench, verb: str
+) -> None:
+    """The lease stays, by which the next start attaches it."""
+    bench.make()
+    old = bench.new(workspace="work")
+    real = bench.hypervisor.attach
+
+    def out_and_refused(vmid: int, volid: str, *, owner: str) -> None:
+        bench.hypervisor.plugged.pop(vmid, None)
+        bench.hypervisor.attach = never  # type: ignore[method-assign]
+        raise Conflict("the disk is on fire")
+
+    def never(vmid: int, volid: str, *, owner: str) -> None:
+        raise Busy("it is still being detached there")
+
+    if verb == "detach":
+        bench.hypervisor.detach = out_and_refused  # type: ignore[method-assign]
+        assert bench.detach("work").state == "failed"
+    else:
+        bench.hypervisor.attach = out_and_refused  # type: ignore[method-assign]
+        assert bench.ended(rebind(bench)).state == "failed"
+    assert (bench.workspace().holder, bench.workspace().vmid) == (old.id, old.vmid)
+    assert bench.hypervisor.plugged == {}
+    with bench.world.store.read() as tx:
+        told = [each.text for each in events.after(tx, 0, limit=1000)]
+    assert [text for text in told if f"workspace work is not in sandbox {old.vmid}" in text]
+
+    bench.hypervisor.attach = real  # type: ignore[method-assign]
+    bench.act(STOP, old)
+    bench.act(START, old)
+    assert bench.hypervisor.plugged == {old.vmid: bench.workspace().volid}
 
 
 def test_a_sandbox_that_cannot_be_destroyed_has_given_its_workspace_up(bench: WorkBench) -> None:

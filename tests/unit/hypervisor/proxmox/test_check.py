@@ -94,12 +94,26 @@ def test_what_is_missing_is_named_with_its_remedy(
         ({"net0": "e1000=BC:24:11:45:0E:4B,bridge=vmbr1"}, "net0"),
         ({"kvm": 0}, "kvm"),
         ({"ostype": "other"}, "ostype"),
+        ({"hotplug": "network,usb"}, "hotplug"),
     ],
 )
 def test_what_depends_on_the_guest_is_said_and_not_needed(
     changes: dict[str, object], name: str
 ) -> None:
     assert [(each[0], each[2]) for each in findings(**changes)] == [(name, False)]
+
+
+@pytest.mark.parametrize(
+    ("hotplug", "remedy"),
+    [
+        ("network,usb", "qm set 9000 --hotplug network,usb,disk"),
+        ("0", "qm set 9000 --hotplug disk"),
+        ("1", ""),
+        ("disk,network", ""),
+    ],
+)
+def test_workspaces_come_and_go_while_a_sandbox_runs(hotplug: str, remedy: str) -> None:
+    assert [each[1] for each in findings(hotplug=hotplug)] == ([remedy] if remedy else [])
 
 
 def test_the_work_disk_has_its_place_free() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -685,6 +686,35 @@ def test_a_rollback_that_is_killed_is_done_again(files: Files, delay: float) -> 
     files.tools.rollback(files.storage, FILE, "first")
     assert files.holds(0xAA)
     assert files.whole()
+
+
+_SLOW = """#!/bin/sh
+case "$*" in snapshot*)
+    echo "$3" >>"{told}"
+    sleep 2.5
+esac
+exec {real} "$@"
+"""
+
+
+def test_a_snapshot_takes_as_long_as_its_metadata_needs(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed and begun again it would never end, and leave room that nobody has each time."""
+    real, told, program = shutil.which("qemu-img"), tmp_path / "told", tmp_path / "bin/qemu-img"
+    program.parent.mkdir()
+    program.write_text(_SLOW.format(told=told, real=real))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    assert tool.do.__kwdefaults__ == {"timeout": tool.QUICK}
+    monkeypatch.setitem(tool.do.__kwdefaults__, "timeout", 2.0)
+    files.tools.snapshot(files.storage, FILE, "first")
+    files.write(0xBB)
+    files.tools.rollback(files.storage, FILE, "first")
+    assert files.holds(0xAA)
+    files.tools.delete_snapshot(files.storage, FILE, "first")
+    assert files.tools.snapshots(files.storage, FILE) == []
+    assert told.read_text().split() == ["-c", "-a", "-d"]
 
 
 def test_a_clone_needs_nothing_of_its_source(files: Files) -> None:
