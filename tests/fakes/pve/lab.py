@@ -153,7 +153,7 @@ class LabNode(FileNode):
     # --- guest agent ---
 
     def agent_is_up(self, vm: FakeVm) -> bool:
-        return bool(vm.qmpstatus == "running" and self.machine(vm).agent.ping(timeout=2.5))
+        return bool(vm.qmpstatus == "running" and self.machine(vm).agent.ping(timeout=_ANSWER))
 
     def agent_call(self, vm: FakeVm, command: str, values: dict[str, Any]) -> Any:
         try:
