@@ -243,7 +243,7 @@ def test_the_same_id_runs_once(place: Place, tmp_path: Path) -> None:
 def test_ending_it_ends_all_of_its_session(place: Place, tmp_path: Path) -> None:
     script = f"trap '' TERM; (sleep 444; :) & echo $! >{tmp_path}/pid; while :; do sleep 444; done"
     name, _ = place.start("sh", "-c", script, wait=0.1)
-    until(lambda: _filled(tmp_path / "pid"))
+    until(lambda: _filled(tmp_path / "pid") and _filled(place.guest.base / name / "sid"))
     child = int((tmp_path / "pid").read_text())
     began = time.monotonic()
     assert place.programs.end(name) is None
