@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,8 +23,9 @@ from agentlab.errors import Unavailable
 from agentlab.model.sandbox import SandboxEvent, SandboxState
 from agentlab.operations import use
 from agentlab.store import operations, sandboxes
-from tests.fakes.shell_guest import ShellGuest
+from tests.fakes.shell_guest import ShellGuest, has_ended
 from tests.unit.daemon.bench import Bench, open_bench
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -53,10 +53,7 @@ def box(bench: Bench, vmid: str) -> Iterator[str]:
     yield vmid
     shell = bench.hypervisor.shell
     assert shell is not None
-    until = time.monotonic() + 10
-    while shell.base.exists() and os.listdir(shell.base) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not shell.base.exists() or os.listdir(shell.base) == []
+    until(lambda: not shell.base.exists() or os.listdir(shell.base) == [])
 
 
 def command(bench: Bench, *words: str) -> list[str]:
@@ -199,7 +196,7 @@ def test_a_signal_ends_the_program_too(
     _, said = client.communicate(timeout=30)
     assert (client.returncode, b"Traceback" in said) == (status, False)
     assert _gone(bench, box)
-    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+    until(lambda: has_ended(int((tmp_path / "pid").read_text())))
 
 
 def test_a_reader_that_has_enough_ends_the_program_quietly(bench: Bench, box: str) -> None:
@@ -358,10 +355,7 @@ def test_a_copy_that_breaks_off_leaves_nothing(bench: Bench, box: str, tmp_path:
     assert client.stdin is not None
     client.stdin.write(FILE)
     client.stdin.flush()
-    until = time.monotonic() + 20
-    while len(os.listdir(there)) < 2 and time.monotonic() < until:
-        time.sleep(0.05)
-    assert len(os.listdir(there)) == 2
+    until(lambda: len(os.listdir(there)) == 2)
     client.send_signal(signal.SIGINT)
     client.communicate(timeout=30)
     assert client.returncode == 130

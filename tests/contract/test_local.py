@@ -10,8 +10,10 @@ import pytest
 
 from agentlab.errors import Conflict, NotOurs
 from agentlab.hypervisor.base import Power
+from agentlab.hypervisor.local.driver import LocalHypervisor
 from agentlab.hypervisor.local.memory import NO_CLOUD_INIT
 from tests.contract.bench import OWNER, LocalBench
+from tests.fakes.late_guest import late_guest
 
 
 def test_a_directory_without_a_record_is_a_strangers(local_bench: LocalBench) -> None:
@@ -38,6 +40,25 @@ def test_a_clone_that_was_cut_off_is_no_machine_and_is_swept(local_bench: LocalB
     assert not left.exists()
     local_bench.clone(1012)
     assert os.listdir(local_bench.root) == ["1012"]
+
+
+@pytest.mark.parametrize(("late", "timeout"), [(1, 60.0), (1000, 0.5)])
+def test_an_agent_that_is_late_is_asked_again_to_power_off(
+    local_bench: LocalBench, monkeypatch: pytest.MonkeyPatch, late: int, timeout: float
+) -> None:
+    """The power button alone is not enough: the recipe's guest has nothing that hears it."""
+    local_bench.clone(1012)
+    driver = local_bench.hypervisor
+    assert isinstance(driver, LocalHypervisor)
+    machine = driver.machine(1012)
+    record = machine.owned(OWNER, "start").powered("cold").going()
+    machine.write(record)
+    monkeypatch.chdir(machine.path)  # a socket's name is short
+    with late_guest(Path(), record.uuid, late) as guest:
+        assert driver.shutdown(1012, owner=OWNER, timeout=timeout) is (late == 1)
+        assert ("/bin/systemctl poweroff --no-block" in guest.told) is (late == 1)
+        assert "system_powerdown" in guest.told
+        guest.process.kill()
 
 
 @pytest.mark.vm

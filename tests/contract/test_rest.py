@@ -31,6 +31,7 @@ from agentlab.hypervisor.proxmox import rest
 from agentlab.hypervisor.proxmox.rest import RestTransport, Tls
 from agentlab.hypervisor.proxmox.transport import Locked, NoSuchVM, NotReached, Refused, ReplyLost
 from agentlab.secret import Secret
+from tests.waiting import happened, until
 
 TOKEN = ("root@pam!daemon", "01234567-89ab-cdef-0123-456789abcdef")
 SECRET = Secret("=".join(TOKEN))
@@ -114,7 +115,7 @@ def _scripted(certificate: Certificate, host: str = "127.0.0.1") -> Iterator[Scr
 
     def talk(plain: socket.socket, number: int) -> None:
         with contextlib.suppress(OSError), plain:
-            plain.settimeout(10)
+            plain.settimeout(120)
             with context.wrap_socket(plain, server_side=True) as stream:
                 while (request := _read(stream, number)) is not None:
                     server.requests.append(request)
@@ -157,6 +158,12 @@ def transport(scripted: Scripted, certificate: Certificate) -> Iterator[RestTran
         RestTransport(scripted.url, SECRET, Tls(ca_file=certificate.cert))
     ) as made:
         yield made
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection is used again however long ago it was used before."""
+    monkeypatch.setattr(rest, "KEPT_IDLE", 3600.0)
 
 
 def _closed_port() -> int:
@@ -373,6 +380,7 @@ def test_nothing_that_is_sent_gets_into_the_log(
 # --- connections ---
 
 
+@pytest.mark.usefixtures("kept")
 def test_one_connection_serves_calls_in_a_row(scripted: Scripted, transport: RestTransport) -> None:
     for _ in range(3):
         transport.call("GET", "/version")
@@ -404,6 +412,7 @@ def test_an_idle_connection_is_not_used_again(
     assert scripted.connections == [1, 1, 1, 2, 2, 3]
 
 
+@pytest.mark.usefixtures("kept")
 def test_a_connection_is_not_used_again_after_an_error(
     scripted: Scripted, transport: RestTransport
 ) -> None:
@@ -415,6 +424,7 @@ def test_a_connection_is_not_used_again_after_an_error(
     assert scripted.connections == [1, 1, 2]
 
 
+@pytest.mark.usefixtures("kept")
 def test_a_connection_is_not_used_for_ever(
     scripted: Scripted, transport: RestTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,10 +447,11 @@ def test_a_connection_that_the_server_closed_while_idle_harms_nobody(
     for _ in range(3):
         closed.clear()
         transport.call("POST", "/nodes/n/qemu")
-        assert closed.wait(5)
+        happened(closed)
     assert scripted.connections == [1, 2, 3]
 
 
+@pytest.mark.usefixtures("kept")
 def test_threads_share_the_connections(scripted: Scripted, transport: RestTransport) -> None:
     scripted.act = lambda request: ok(f'"{request.line.split("=")[1].split(" ")[0]}"')
 
@@ -489,6 +500,7 @@ def test_a_handshake_that_takes_for_ever_is_not_reached() -> None:
             transport.call("POST", "/nodes/n/qemu", timeout=0.2)
 
 
+@pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "GET"])
 def test_a_request_without_an_answer_is_sent_once(
     scripted: Scripted, transport: RestTransport, method: str
@@ -503,6 +515,7 @@ def test_a_request_without_an_answer_is_sent_once(
     assert len(scripted.requests) == 2
 
 
+@pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize(
     "said",
     [
@@ -514,7 +527,6 @@ def test_a_request_without_an_answer_is_sent_once(
 def test_a_slow_answer_is_lost_at_the_time_out(
     scripted: Scripted, transport: RestTransport, said: bytes
 ) -> None:
-    begun = time.monotonic()
     for method, means in (("POST", ReplyLost), ("GET", Unavailable)):
         scripted.act = lambda _: ok()
         transport.call("GET", "/version")  # the handshake is not what is slow
@@ -522,24 +534,23 @@ def test_a_slow_answer_is_lost_at_the_time_out(
         with pytest.raises(means, match=r"no answer within 0\.2 s") as late:
             transport.call(method, "/nodes/n/qemu", timeout=0.2)  # type: ignore[arg-type]
         assert type(late.value) is means
-    assert time.monotonic() - begun < 5
+    until(lambda: len(scripted.requests) >= 4)
     assert len(scripted.requests) == 4
 
 
+@pytest.mark.usefixtures("kept")
 def test_an_answer_in_drops_ends_too(scripted: Scripted, transport: RestTransport) -> None:
     def drip(stream: ssl.SSLSocket) -> None:
-        until = Deadline.after(10)
-        while not until.passed:
+        deadline = Deadline.after(60)
+        while not deadline.passed:
             stream.sendall(b" ")
             time.sleep(0.02)
 
     transport.call("GET", "/version")
     scripted.act = lambda _: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\n"
     scripted.after = drip
-    begun = time.monotonic()
-    with pytest.raises(ReplyLost, match=r"the answer took longer than 0\.3 s"):
-        transport.call("POST", "/nodes/n/qemu", timeout=0.3)
-    assert time.monotonic() - begun < 5
+    with pytest.raises(ReplyLost, match="the answer took longer than 3 s"):
+        transport.call("POST", "/nodes/n/qemu", timeout=3)
 
 
 def test_an_answer_without_end_is_cut(

@@ -50,6 +50,14 @@ class ShellGuest:
         return _run(words, stdin, timeout)
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process has; who started it may not have asked for its status yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def _run(words: Sequence[str], stdin: bytes, timeout: float) -> ExecResult:
     try:
         done = subprocess.run(

@@ -14,7 +14,6 @@ from agentlab.hypervisor.base import Machine, MachineSpec, Power, Template
 from agentlab.hypervisor.files import new_directory, put_in_place, remove_tree, sweep
 from agentlab.hypervisor.files import wait_lock as wait_for_lock
 from agentlab.hypervisor.local import images, process
-from agentlab.hypervisor.local.agent import Agent
 from agentlab.hypervisor.local.machine_dir import (
     DISK,
     MachineDir,
@@ -25,6 +24,7 @@ from agentlab.hypervisor.local.memory import MemorySnapshot
 from agentlab.hypervisor.local.place import Place
 from agentlab.hypervisor.local.plug import plug
 from agentlab.hypervisor.local.power import (
+    end_guest,
     look,
     power_off,
     power_on_cold,
@@ -169,15 +169,9 @@ class LocalMachines(Place):
         machine = self.machine(vmid)
         record = machine.owned(owner, "shut down")
         deadline = Deadline.after(timeout)
-        if look(machine, record) is not Power.STOPPED:
-            try:
-                Agent(machine.path).power_off(min(5.0, timeout))
-            except AgentLabError:
-                # No agent: the power button is all that is left.
-                with open_qmp(machine.path) as qemu:
-                    qemu.execute("system_powerdown")
-            if not process.wait_gone(machine.path, record.uuid, deadline.left):
-                return False
+        on = look(machine, record) is not Power.STOPPED
+        if on and not end_guest(machine.path, record.uuid, deadline):
+            return False
         with machine.locked("shut down"):
             power_off(machine, machine.owned(owner, "shut down"))
         return True

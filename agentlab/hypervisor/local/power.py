@@ -7,9 +7,11 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from agentlab.clock import Deadline
 from agentlab.errors import AgentLabError, Conflict
 from agentlab.hypervisor.base import MachineSpec, Power
 from agentlab.hypervisor.local import images, process
+from agentlab.hypervisor.local.agent import Agent
 from agentlab.hypervisor.local.machine_dir import DISK, STDERR, MachineDir, Record
 from agentlab.hypervisor.local.memory import (
     MemorySnapshot,
@@ -26,6 +28,8 @@ from agentlab.hypervisor.local.template import DISK_MIB, TemplateInfo
 
 _log = logging.getLogger(__name__)
 _HALTED = ("paused", "io-error", "watchdog", "guest-panicked", "internal-error", "suspended")
+_ANSWER = 5.0  # seconds for the agent to hear that the guest is to power off
+_ASK_AGAIN = 1.0
 
 
 def look(machine: MachineDir, record: Record) -> Power:
@@ -142,6 +146,26 @@ def power_off(machine: MachineDir, record: Record) -> Record:
         # No harm: without its process a machine is off, whatever the record says.
         _log.warning("cannot note that machine %d is off: %s", record.vmid, error.strerror or error)
         return off
+
+
+def end_guest(directory: Path, uuid: str, deadline: Deadline) -> bool:
+    """Asks a guest to power off until it hears; True when its QEMU has ended by the deadline.
+
+    An agent answers late in a guest that has much to do.  The power button is for guests without
+    one; those of the recipe have nothing that hears it.
+    """
+    while True:
+        try:
+            Agent(directory).power_off(min(_ANSWER, deadline.left))
+        except AgentLabError:
+            with contextlib.suppress(AgentLabError), open_qmp(directory) as qemu:
+                qemu.execute("system_powerdown")
+        else:
+            return process.wait_gone(directory, uuid, deadline.left)
+        if process.wait_gone(directory, uuid, min(_ASK_AGAIN, deadline.left)):
+            return True
+        if deadline.passed:
+            return False
 
 
 def _as(plan: Launch, record: Record, spec: MachineSpec) -> Launch:

@@ -22,6 +22,7 @@ from agentlab.hypervisor.proxmox.rights import Place, needed
 from agentlab.secret import Secret
 from tests.contract.bench import OWNER, STRANGER, ProxmoxBench, settings
 from tests.fakes.pve.node import TaskError
+from tests.waiting import until
 
 VM = "/nodes/{node}/qemu/{vmid}"
 CLONE = f"{VM}/clone"
@@ -266,17 +267,17 @@ def calls(bench: ProxmoxBench) -> dict[str, tuple[str, str, Callable[[], Any]]]:
     }  # fmt: skip
 
 
-def walk(bench: ProxmoxBench, until: str) -> Callable[[], Any]:
+def walk(bench: ProxmoxBench, last: str) -> Callable[[], Any]:
     """Makes all calls before one; that one."""
     for name, (_, _, call) in calls(bench).items():
-        if name == until:
+        if name == last:
             return call
         if name != "config":  # resize and config are one call of ours
             call()
-        if name == "resize" and until == "config":
+        if name == "resize" and last == "config":
             spec = replace(bench.spec(1012), disk=4096, cores=2)
             return lambda: bench.hypervisor.configure(1012, spec, owner=OWNER)
-    raise AssertionError(until)
+    raise AssertionError(last)
 
 
 CALLS = ["clone", "resize", "config", "snapshot", "rollback", "delete snapshot", "start", "suspend",
@@ -285,6 +286,7 @@ CALLS = ["clone", "resize", "config", "snapshot", "rollback", "delete snapshot",
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_lost_reply_has_its_effect_once(proxmox_api: ProxmoxBench, name: str) -> None:
+    proxmox_api.hypervisor = proxmox_api.again(patience=60.0)
     method, template, _ = calls(proxmox_api)[name]
     call = walk(proxmox_api, name)
     with proxmox_api.served.paused() as node:
@@ -321,6 +323,7 @@ def test_a_clone_whose_reply_was_lost_is_waited_for_and_not_asked_for_again(
     "trouble", ["no worker", "lock", "595", "596", "599", "500", "503", "closed"]
 )
 def test_a_busy_server_is_asked_again(proxmox_api: ProxmoxBench, name: str, trouble: str) -> None:
+    proxmox_api.hypervisor = proxmox_api.again(patience=60.0)
     method, template, _ = calls(proxmox_api)[name]
     call = walk(proxmox_api, name)
     lock = "can't lock file '/var/lock/qemu-server/lock-1012.conf' - got timeout"
@@ -833,7 +836,7 @@ def swap(bench: ProxmoxBench, vmid: int = 1012) -> None:
 @pytest.mark.parametrize("verb", ["destroy", "stop", "start", "pause", "snapshot"])
 def test_whose_it_is_is_proven_when_the_turn_has_come(proxmox_api: ProxmoxBench, verb: str) -> None:
     made(proxmox_api)
-    hypervisor = proxmox_api.again(node_limit=1, patience=5.0)
+    hypervisor = proxmox_api.again(node_limit=1, patience=60.0)
     if verb in ("stop", "pause", "destroy"):
         hypervisor.start(1012, owner=OWNER)
     gate = hypervisor._api._gate
@@ -849,9 +852,7 @@ def test_whose_it_is_is_proven_when_the_turn_has_come(proxmox_api: ProxmoxBench,
     with gate.turn([Resource("node", "pve")], patience=1):
         waiting = threading.Thread(target=act)
         waiting.start()
-        until = time.monotonic() + 5
-        while not gate._waiting and time.monotonic() < until:
-            time.sleep(0.01)
+        until(lambda: gate._waiting)
         swap(proxmox_api)
         time.sleep(0.4)  # what was read is a moment old now
     waiting.join()

@@ -6,6 +6,7 @@ tests/data/proxmox/recorded_rest.jsonl and recorded_cli.jsonl hold what they ans
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import re
@@ -24,9 +25,11 @@ import pytest
 from tests.fakes.pve.commands import make_commands
 from tests.fakes.pve.node import FakeVm, LoadModel, ProxmoxNode, SimulatedGuests
 from tests.fakes.pve.serving import Served, serve
+from tests.waiting import until
 
 DATA = Path(__file__).resolve().parents[2] / "data/proxmox"
 SCALE = 0.01  # real seconds for each of Proxmox's
+ENDLESS = 1e6
 CLONE = "/nodes/{node}/qemu/{vmid}/clone"
 QEMU = "/nodes/pve/qemu"
 
@@ -86,13 +89,9 @@ class Client:
         return told["data"]
 
     def wait(self, upid: str) -> str:
-        until = time.monotonic() + 20
-        while time.monotonic() < until:
-            task = self.data("GET", f"/nodes/{upid.split(':')[1]}/tasks/{upid}/status")
-            if task["status"] == "stopped":
-                return str(task["exitstatus"])
-            time.sleep(0.005)
-        raise TimeoutError(upid)
+        path = f"/nodes/{upid.split(':')[1]}/tasks/{upid}/status"
+        until(lambda: self.data("GET", path)["status"] == "stopped")
+        return str(self.data("GET", path)["exitstatus"])
 
     def task(self, method: str, path: str, **params: Any) -> str:
         return self.wait(self.data(method, path, **params))
@@ -137,7 +136,9 @@ class Client:
 
 @pytest.fixture
 def guests() -> SimulatedGuests:
-    return SimulatedGuests(boot_secs=2.0, run=play)
+    return SimulatedGuests(
+        boot_secs=2.0, run=play, missing={"uname -a", "/no/such", "/no/such/bin"}
+    )
 
 
 def play(vmid: int, argv: list[str], stdin: str) -> tuple[int, str, str]:
@@ -151,8 +152,6 @@ def play(vmid: int, argv: list[str], stdin: str) -> tuple[int, str, str]:
         case ["sleep", _]:
             time.sleep(0.2)
             return 0, "", ""
-        case ["uname -a"] | ["/no/such"] | ["/no/such/bin"]:
-            raise FileNotFoundError(argv[0])
     return 0, "", ""
 
 
@@ -197,9 +196,20 @@ def one(client: Client) -> Client:
 
 
 def booted(client: Client, vmid: int) -> None:
-    until = time.monotonic() + 10
-    while client.send("POST", f"{QEMU}/{vmid}/agent/ping")[0] != 200:
-        assert time.monotonic() < until
+    until(lambda: client.send("POST", f"{QEMU}/{vmid}/agent/ping")[0] == 200)
+
+
+def hold(served: Served, secs: float) -> Callable[[], None]:
+    """Whatever takes just so many PVE seconds lasts until the function that this gives is called."""
+    go = asyncio.Event()
+    with served.paused() as node:
+        plain = node.pause
+
+        async def pause(asked: float) -> None:
+            await (go.wait() if asked == secs else plain(asked))
+
+        node.pause = pause
+    return lambda: served.call(go.set)
 
 
 # ----------------------------------------------------------------------------- what comes in
@@ -494,16 +504,14 @@ def slow(client: Client) -> Client:
     """A template whose clones take their time; nothing but its disk, as the recordings' 9200."""
     with client.served.paused() as node:
         node.make_template(9200, "big-tmpl", cloudinit=False)
-        node.seconds["qmclone full"] = 30.0
+        node.seconds["qmclone full"] = ENDLESS
     return client
 
 
 def test_a_clone_under_way_is_seen_and_waited_for(slow: Client) -> None:
-    scale = 0.2  # there are five requests to make while it is under way
+    let_end = hold(slow.served, 0.8 * ENDLESS)
     with slow.served.paused() as node:
-        node.time_scale = scale
-        node.seconds["qmclone full"] = 8.0
-        node.broadcast_secs = 1000.0
+        node.broadcast_secs = node.lock_wait = ENDLESS
     upid = slow.again("858", wait=False)
     vmid = 1602
     config = slow.data("GET", f"{QEMU}/{vmid}/config")
@@ -520,22 +528,27 @@ def test_a_clone_under_way_is_seen_and_waited_for(slow: Client) -> None:
     ]
     assert set(active[0]) == set(REST["839"]["json"]["data"][0])
     assert slow.data("GET", "/nodes/pve/tasks", source="active", vmid=vmid) == []
-    began = time.monotonic()
-    assert slow.send("PUT", f"{QEMU}/{vmid}/config", {"memory": 80})[0] == 200  # 841
-    assert time.monotonic() - began > 3 * scale
+    with ThreadPoolExecutor(1) as beside:
+        changed = beside.submit(slow.send, "PUT", f"{QEMU}/{vmid}/config", {"memory": 80})  # 841
+        try:
+            until(lambda: node.vm(vmid).lock_released)  # who waits for the lock waits for that
+            assert not changed.done()
+        finally:
+            let_end()
+        assert changed.result()[0] == 200
     assert slow.wait(upid) == "OK"
     assert slow.data("GET", f"{QEMU}/{vmid}/config")["memory"] == "80"
 
 
 def test_a_clone_with_a_cloudinit_drive_shows_its_description_early(client: Client) -> None:
+    let_end = hold(client.served, 0.8 * 10)
     with client.served.paused() as node:
-        node.seconds["qmclone"] = 300.0
+        node.seconds["qmclone"] = 10
     client.again("227", wait=False)  # no description given
     upid = client.data("POST", f"{QEMU}/9100/clone", newid=1310, description="ours")
-    until = time.monotonic() + 60
-    while (seen := client.data("GET", f"{QEMU}/1310/config"))["description"] != "ours":
-        assert time.monotonic() < until
-    assert seen["lock"] == "clone"
+    until(lambda: client.data("GET", f"{QEMU}/1310/config")["description"] == "ours")
+    assert client.data("GET", f"{QEMU}/1310/config")["lock"] == "clone"
+    let_end()
     assert client.wait(upid) == "OK"
     assert "lock" not in client.data("GET", f"{QEMU}/1310/config")
 
@@ -590,10 +603,10 @@ def test_the_agent_of_a_guest_that_boots(one: Client, guests: SimulatedGuests) -
     guests.boot_secs = quick
     booted(one, 1301)
     one.again("308", "321")
-    time.sleep(0.05)
+    until(guests.quiet)
     assert one.again("323") == REST["323"]["json"]["data"]
     one.again("324", "329", "334", "343", "330")
-    time.sleep(0.05)
+    until(guests.quiet)
     assert one.again("332") == REST["332"]["json"]["data"]
     one.again("333", "344")
     assert one.again("345") == REST["345"]["json"]["data"]
@@ -658,18 +671,20 @@ def test_what_a_token_may_not_audit_is_missing(one: Client) -> None:
 
 
 def test_a_busy_node_queues_and_its_locks_run_out(keys: Path) -> None:
-    load = LoadModel(workers=3, request_secs=0.05, clone_lock_secs=0.6)
+    load = LoadModel(workers=3, request_secs=0.05, clone_secs=1.0, clone_lock_secs=ENDLESS)
     node = ProxmoxNode(time_scale=0.2, load=load)
     recorded_template(node, 9100)
     with serve(node, keys) as served, ThreadPoolExecutor(6) as at_once:
         client = Client(served)
+        let_end = hold(served, 0.8)
         path = f"{QEMU}/9100/clone"
         asked = [at_once.submit(client.data, "POST", path, newid=200 + n) for n in range(6)]
         upids = [each.result() for each in asked]
+        until(lambda: len(served.call(node.running_tasks)) == 1)  # the others have no lock
+        let_end()
         ends = [client.wait(upid) for upid in upids]
         timeout = "can't lock file '/var/lock/qemu-server/lock-9100.conf' - got timeout"
-        assert "OK" in ends
-        assert set(ends) == {"OK", timeout}
+        assert sorted(ends) == ["OK", *[timeout] * 5]
         for number, end in enumerate(ends):
             assert (node.vm(200 + number) is not None) == (end == "OK")
             assert bool(node.volumes_of(200 + number)) == (end == "OK")
@@ -831,21 +846,19 @@ def test_root_may_what_a_token_may_not(shell: Shell, client: Client) -> None:
 def test_a_pvesh_that_is_killed_takes_its_task_along(
     commands: Path, shell: Shell, client: Client
 ) -> None:
+    let_die = hold(client.served, ENDLESS)
     with client.served.paused() as node:
-        node.seconds["qmclone"] = 600.0
-        node.kill_secs = 20.0
+        node.seconds["qmclone"] = node.kill_secs = ENDLESS
     words = ["create", f"{QEMU}/9000/clone", "--newid", "1090", "--description", "ours"]
     process = subprocess.Popen(
         [str(commands / "pvesh"), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    until = time.monotonic() + 10
-    while client.send("GET", f"{QEMU}/1090/config")[0] != 200:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    until(lambda: client.send("GET", f"{QEMU}/1090/config")[0] == 200)
     [task] = client.data("GET", "/nodes/pve/tasks", source="active")
     process.kill()
     process.wait()
     assert client.data("GET", "/nodes/pve/tasks", source="active") == [task]
+    let_die()
     assert client.wait(task["upid"]) == "unexpected status"
     assert client.data("GET", f"{QEMU}/1090/config")["lock"] == "clone"
     done = shell("pvesh", "delete", f"{QEMU}/1090")

@@ -40,15 +40,15 @@ class _Process:
 class SimulatedGuests:
     """Answers as the agents of guests that boot in `boot_secs` PVE seconds.
 
-    `run` plays every program: (vmid, argv, stdin) gives (exit status, stdout, stderr), or raises
-    FileNotFoundError for a program that is missing.  It is called in a thread and may take its
-    time.  `files` holds what file-read finds, by (vmid, path); `silent` the guests whose agent is
+    `run` plays every program that is not `missing`: (vmid, argv, stdin) gives (exit status, stdout,
+    stderr).  It is called in a thread and may take its time.  `files` holds what file-read finds, by (vmid, path); `silent` the guests whose agent is
     dead, `starting` those whose runner does not wait yet.  `interfaces` adds interfaces to every
     guest (docker0, …).
     """
 
     boot_secs: float = 0.0
     run: Run = nothing_to_do
+    missing: set[str] = field(default_factory=set)
     files: dict[tuple[int, str], bytes] = field(default_factory=dict)
     silent: set[int] = field(default_factory=set)
     starting: set[int] = field(default_factory=set)
@@ -77,6 +77,11 @@ class SimulatedGuests:
             for key in [key for key in self.files if key[0] == vmid and key[1].startswith("/run/")]:
                 del self.files[key]
 
+    def quiet(self) -> bool:
+        """Whether all programs have ended."""
+        with self._lock:
+            return all(process.done for process in self._processes.values())
+
     def answer(self, vm: FakeVm, command: str, values: dict[str, Any]) -> Any:
         """What the API gives as `data` for an agent command; called in a thread."""
         match command:
@@ -103,7 +108,8 @@ class SimulatedGuests:
         process = _Process()
         with self._lock:
             self.programs.append((vm.vmid, argv, stdin))
-        failed: list[BaseException] = []
+        if argv[0] in self.missing:
+            raise MissingProgram(argv[0])
 
         def work() -> None:
             try:
@@ -111,16 +117,13 @@ class SimulatedGuests:
                     process.status = 1 if vm.vmid in self.starting else 0
                 else:
                     process.status, process.out, process.err = self.run(vm.vmid, argv, stdin)
-            except BaseException as error:  # noqa: BLE001 - told below, or as a crash of the program
-                failed.append(error)
+            except BaseException as error:  # noqa: BLE001 - told as a crash of the program
                 process.status, process.err = 128, repr(error)
             process.done = True
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
-        thread.join(0.02)  # the agent knows at once when there is no such program
-        if failed and isinstance(failed[0], FileNotFoundError):
-            raise MissingProgram(argv[0])
+        thread.join(0.02)  # a short one has ended when its number is told
         with self._lock:
             pid = next(self._pids)
             self._processes[(vm.vmid, pid)] = process

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import json
 import re
 import shutil
@@ -31,8 +30,8 @@ from fakepve.qemu import drives_of
 
 from agentlab.clock import Deadline
 from agentlab.errors import AgentLabError
-from agentlab.hypervisor.local import process
 from agentlab.hypervisor.local.agent import AgentRefused
+from agentlab.hypervisor.local.power import end_guest
 from tests.fakes.pve.commands import make_commands
 from tests.fakes.pve.files import FileNode
 from tests.fakes.pve.guests import SILENT, MissingProgram
@@ -94,10 +93,7 @@ class LabNode(FileNode):
 
     def on_shutdown(self, vm: FakeVm, timeout: float) -> bool:
         machine = self.machine(vm)
-        deadline = Deadline.after(timeout)
-        with contextlib.suppress(AgentLabError):
-            machine.agent.power_off(min(5.0, max(timeout, 0.1)))
-        gone = process.wait_gone(machine.directory, machine.uuid, deadline.left)
+        gone = end_guest(machine.directory, machine.uuid, Deadline.after(timeout))
         if gone:
             machine.stop(f"tap{vm.vmid}i0")
         return gone
@@ -157,7 +153,7 @@ class LabNode(FileNode):
     # --- guest agent ---
 
     def agent_is_up(self, vm: FakeVm) -> bool:
-        return bool(vm.qmpstatus == "running" and self.machine(vm).agent.ping(timeout=2.5))
+        return bool(vm.qmpstatus == "running" and self.machine(vm).agent.ping(timeout=_ANSWER))
 
     def agent_call(self, vm: FakeVm, command: str, values: dict[str, Any]) -> Any:
         try:
