@@ -1,0 +1,29 @@
+"""Waiting for a fact: as long as it takes, and never longer than only a fault takes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+PATIENCE = 60.0  # seconds; a busy machine needs less, and nobody waits for them on a sound one
+
+
+def until(true: Callable[[], object], seconds: float = PATIENCE) -> None:
+    """Waits until it is true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def happened(event: threading.Event) -> None:
+    """Waits until it is set."""
+    assert event.wait(PATIENCE), "it did not happen in time"
+
+
+def ended(*threads: threading.Thread) -> None:
+    """Waits for threads that are about to end."""
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), f"{thread.name} does not end"
