@@ -18,7 +18,7 @@ import pytest
 from agentlab.guest import main as guest_main
 from agentlab.guest.workdisk import Superblock
 from tests.unit.guest.loops import ROOT, UID, Machine, run
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems: needs root")
 
@@ -336,7 +336,7 @@ def test_who_keeps_it_is_named_and_force_ends_it(mounted: Machine, how: str) -> 
     assert content(mounted) == "kept"  # nothing was changed
     assert mounted.do("status")["mounted"] is True
     assert mounted.do("unmount", "--force") == {"mounted": False}
-    held.wait(5)
+    held.wait(PATIENCE)
     assert mounted.do("status")["mounted"] is False
     assert mounted.do("mount")["mounted"] is True
     assert content(mounted) == "kept"
@@ -362,7 +362,7 @@ def test_a_name_is_made_printable_and_the_list_has_an_end(mounted: Machine) -> N
 def test_who_does_not_listen_is_killed(mounted: Machine) -> None:
     held = mounted.hold(f"trap '' TERM; cd {mounted.work}; echo on; while :; do sleep 1; done")
     assert mounted.do("unmount", "--force") == {"mounted": False}
-    assert held.wait(5) == -signal.SIGKILL
+    assert held.wait(PATIENCE) == -signal.SIGKILL
 
 
 def test_mounts_below_and_elsewhere_are_ended_by_force_only(mounted: Machine) -> None:
