@@ -280,7 +280,7 @@ def open_bench(
         wire.close()
     bench.api.stop(1)
     bench.guests.stop(1)
-    daemon.runner.stop(5)
+    daemon.runner.stop(PATIENCE)
     store.close()
     for connection in store._open if hasattr(store, "_open") else []:
         connection.close()
