@@ -232,7 +232,13 @@ def test_fault_of_ours_is_reported_with_its_stage(
     assert "internal error of the runner: ZeroDivisionError: oops" in report["message"]
 
 
-def test_restarted_runner_hands_back_but_never_runs_the_task_again(world: World) -> None:
+@pytest.mark.parametrize(
+    ("killed", "said"), [(True, "the job was ended"), (False, "cannot be ended")]
+)
+def test_restarted_runner_hands_back_but_never_runs_the_task_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, killed: bool, said: str
+) -> None:
+    monkeypatch.setattr("agentlab.guest.runner.kill_all", lambda account: killed)
     world.run("echo ran >> count; echo x > new.txt")
     first = world.daemon
     assert first.session is not None
@@ -250,6 +256,7 @@ def test_restarted_runner_hands_back_but_never_runs_the_task_again(world: World)
     assert report is not None
     assert (report["status"], report["stage"], report["started"]) == ("failed", "agent", 12.5)
     assert "runner was restarted" in report["message"]
+    assert said in report["message"]
     assert (world.place.repo / "count").read_text() == "ran\n"
     assert "untracked.tar.gz" in world.daemon.artifacts
 
