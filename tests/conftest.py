@@ -12,11 +12,15 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.tables import pytest_runtest_logreport, pytest_terminal_summary
 from tests.workers import pytest_xdist_make_scheduler
 
 __all__ = ["pytest_runtest_logreport", "pytest_terminal_summary", "pytest_xdist_make_scheduler"]
+# How long an example takes says more of the machine than of the example.
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("here")
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
+
+from agentlab.store.db import Store, Tx
 
 PATIENCE = 60.0  # seconds; a busy machine needs less, and nobody waits for them on a sound one
+T = TypeVar("T")
 
 
 def until(true: Callable[[], object], seconds: float = PATIENCE) -> None:
@@ -15,6 +19,19 @@ def until(true: Callable[[], object], seconds: float = PATIENCE) -> None:
     while not true():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.01)
+
+
+def read_until(store: Store, look: Callable[[Tx], T], right: Callable[[T], object]) -> T:
+    """What is in the store, once it is right: looks again at each commit."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        seen = store.commits
+        with store.read() as tx:
+            found = look(tx)
+        if right(found):
+            return found
+        assert time.monotonic() < end, f"it stays {found}"
+        store.wait(seen, 0.2)
 
 
 def happened(event: threading.Event) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from agentlab import run
 from agentlab.clock import Deadline
-from agentlab.errors import Unsupported
+from agentlab.errors import DeadlineExceeded, Unsupported
 
 _PROCESSES = 4096  # that the agent may have at once
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -91,9 +91,10 @@ def limited(argv: Sequence[str]) -> list[str]:
     return ["prlimit", f"--nproc={most}:{most}", "--", *argv]
 
 
-def kill_all(account: Account, *, within: float = 10.0, proc: Path = Path("/proc")) -> bool:
+def kill_all(account: Account, *, within: float = 30.0, proc: Path = Path("/proc")) -> bool:
     """Ends every process of the user, also those that left their group; False: some live on.
 
+    A machine that is short of time or of processes makes it try again, not raise.
     Does nothing for the user that we run as ourselves.
     """
     if account.user is None:
@@ -101,7 +102,7 @@ def kill_all(account: Account, *, within: float = 10.0, proc: Path = Path("/proc
     deadline = Deadline.after(within)
     while not deadline.passed:
         # First, without a look: what forks and ends without pause is not seen in /proc.
-        _kill_at_once(account)
+        _kill_at_once(account, deadline.left)
         if not any(processes(account.uid, proc)):
             return True
         time.sleep(0.02)
@@ -109,13 +110,16 @@ def kill_all(account: Account, *, within: float = 10.0, proc: Path = Path("/proc
     return False
 
 
-def _kill_at_once(account: Account) -> None:
+def _kill_at_once(account: Account, within: float) -> None:
     """kill(-1) as the user: the kernel gets them all in one go, also those that fork for ever.
 
     Reading /proc and killing what is there never catches up with a fork bomb (tried).
     """
-    run.run(
-        ["setpriv", f"--reuid={account.uid}", f"--regid={account.gid}", "--clear-groups",
-         "/bin/sh", "-c", "kill -KILL -1"],
-        timeout=10, check=False, cwd=Path("/"),
-    )  # fmt: skip
+    try:
+        run.run(
+            ["setpriv", f"--reuid={account.uid}", f"--regid={account.gid}", "--clear-groups",
+             "/bin/sh", "-c", "kill -KILL -1"],
+            timeout=within, check=False, cwd=Path("/"),
+        )  # fmt: skip
+    except (DeadlineExceeded, OSError) as late:
+        logging.warning("cannot end the processes of user %s yet: %s", account.name, late)

@@ -17,7 +17,7 @@ from agentlab import clock, run
 from agentlab.clock import Deadline, Timed
 from agentlab.errors import Invalid, Unsupported
 from agentlab.guest.account import Account, kill_all, limited
-from agentlab.guest.command import Process, wait_for_end
+from agentlab.guest.command import PIPE, Process, wait_for_end
 from agentlab.guest.job import Job
 from agentlab.guest.paths import Pace, Workplace
 
@@ -29,12 +29,16 @@ _TASK_MOST = 120 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the agent ended.  `stopped` is "", `timeout`, `cancelled` or `shutdown`."""
+    """How the agent ended.  `stopped` is "", `timeout`, `cancelled` or `shutdown`.
+
+    `alive`: some of its processes cannot be ended.
+    """
 
     exit_code: int | None
     signal: int | None
     stopped: str
     started: float
+    alive: bool = False
 
 
 def render_environment(job: Job, account: Account, place: Workplace, task: Path) -> dict[str, str]:
@@ -102,15 +106,18 @@ class _Reader:
     def _work(self) -> None:
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
-        while self._until is None or not self._until.passed:
-            if not poll.poll(100):
-                if self._until is not None:
+        late = 0
+        # Whoever was held up until then still takes what the pipe can hold.
+        while late <= PIPE // _PIECE:
+            until = self._until  # before the look: what comes after it is not all
+            if poll.poll(100):
+                data = os.read(self._fd, _PIECE)
+                if not data:
                     return
-                continue
-            data = os.read(self._fd, _PIECE)
-            if not data:
+                self._sink(data)
+                late += until is not None and until.passed
+            elif until is not None:
                 return
-            self._sink(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +132,7 @@ class Agent:
     reason: Callable[[], str]
 
     def run(self, deadline: Timed, sink: Callable[[bytes], None]) -> Outcome:
-        """Runs to the end; nothing of the user runs any more when this returns.
+        """Runs to the end; nothing of the user runs any more when this returns, or it says so.
 
         Raises Invalid or Unsupported when there is nothing that could be started.
         """
@@ -153,14 +160,15 @@ class Agent:
             try:
                 stopped = self._watch(process, deadline)
             finally:
-                self._end(process)
-                reader.finish(self.pace.drain)
+                try:
+                    alive = not self._end(process)
+                finally:
+                    reader.finish(self.pace.drain)
         finally:
             os.close(read_end)
         status = process.wait()
-        return Outcome(
-            status if status >= 0 else None, -status if status < 0 else None, stopped, started
-        )
+        code, number = (status, None) if status >= 0 else (None, -status)
+        return Outcome(code, number, stopped, started, alive)
 
     def _watch(self, process: Process, deadline: Timed) -> str:
         """Until the agent has ended by itself (""), or has been told to; then why."""
@@ -173,12 +181,17 @@ class Agent:
                 return stopped
         return ""
 
-    def _end(self, process: Process) -> None:
-        """Kills the group, and then all that has left it: nothing may go on while we hand back."""
+    def _end(self, process: Process) -> bool:
+        """Kills the group, and then all that has left it: nothing may go on while we hand back.
+
+        False: something does.
+        """
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-        kill_all(self.account)
-        process.wait()
+        try:
+            return kill_all(self.account)
+        finally:
+            process.wait()
 
 
 def _offer_to_the_oom_killer(pid: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,13 +11,14 @@ from pathlib import Path
 from typing import Protocol
 
 from agentlab import run
-from agentlab.clock import Timed
+from agentlab.clock import Deadline, Timed
 from agentlab.errors import AgentLabError, DeadlineExceeded
 from agentlab.guest.account import Account
 
 _PIECE = 64 * 1024
 _TAIL = 8 * 1024  # bytes of standard error that are kept
 _AFTER_EXIT = 1.0  # seconds for output that is still in the pipes
+PIPE = 1 << 20  # bytes that a pipe of a user can hold (pipe(7): /proc/sys/fs/pipe-max-size)
 
 Sink = Callable[[bytes], object]
 
@@ -148,8 +148,9 @@ def _follow(
             poll.register(pidfd, select.POLLIN)
             poll.poll(min(200, int(deadline.left * 1000) + 1))
         poll.unregister(pidfd)
-        until = time.monotonic() + _AFTER_EXIT
-        while pipes.open and time.monotonic() < until and pipes.pump(poll, 50):
-            pass
+        until, late = Deadline.after(_AFTER_EXIT), 0
+        # Whoever was held up until then still takes what the pipes can hold.
+        while pipes.open and late <= PIPE // _PIECE and pipes.pump(poll, 50):
+            late += until.passed
     finally:
         os.close(pidfd)

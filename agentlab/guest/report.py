@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from agentlab.guest.agent import Outcome
 from agentlab.guest.job import Job
 
+STILL_RUNS = "some processes of the agent cannot be ended and may have changed what was handed back"
 _MOST = 512 * 1024  # bytes of the list of artifacts: the daemon takes a report of 1 MiB
 
 
@@ -48,7 +49,16 @@ def stopped(reason: str, stage: str, job: Job) -> Verdict:
 
 
 def judge(outcome: Outcome, job: Job) -> Verdict:
-    """The verdict on an agent that ran."""
+    """The verdict on an agent that ran; nothing is complete while some of it still runs."""
+    verdict = _judge_end(outcome, job)
+    if not outcome.alive:
+        return verdict
+    status = "failed" if verdict.status == "completed" else verdict.status
+    said = filter(None, (verdict.message, STILL_RUNS))
+    return Verdict(status, "agent", "; ".join(said))
+
+
+def _judge_end(outcome: Outcome, job: Job) -> Verdict:
     if outcome.stopped:
         return stopped(outcome.stopped, "agent", job)
     if outcome.signal is not None:

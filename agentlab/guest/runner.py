@@ -26,7 +26,7 @@ from agentlab.guest.job import Job, parse_job
 from agentlab.guest.joblog import JobLog, LogSender
 from agentlab.guest.marker import Marker
 from agentlab.guest.paths import Pace, Paths, Workplace
-from agentlab.guest.report import Facts, Verdict, judge, render_report, stopped
+from agentlab.guest.report import STILL_RUNS, Facts, Verdict, judge, render_report, stopped
 from agentlab.guest.spool import Spool
 from agentlab.secret import Secret
 
@@ -134,8 +134,8 @@ class Course:
         account = self._guest.account()
         if self._marker.stage != "bootstrap":
             self._control.enter(self._marker.stage)
-            kill_all(account)
-            said = "the runner was restarted while the job ran; the job was ended"
+            ended = "the job was ended" if kill_all(account) else STILL_RUNS
+            said = f"the runner was restarted while the job ran; {ended}"
             return Verdict("failed", self._marker.stage, said)
         self._enter("checkout")
         begun = Checkout(

@@ -62,7 +62,6 @@ class GuestDaemon:
         self.lose_replies: dict[str, int] = {}  # kind → how many replies to lose, effect done
         self.fail: dict[str, int] = {}  # kind → how many requests to answer with 503
         self.refuse: dict[str, int] = {}  # kind → a 4xx for every such request
-        self.slow = 0.0
         self._lock = threading.Lock()
         self._server: _Server | None = None
         self.port = 0
@@ -226,8 +225,6 @@ class _Handler(BaseHTTPRequestHandler):
         if length is None or self.headers.get("Transfer-Encoding"):
             fake.violations.append("a request without Content-Length")
         body = self.rfile.read(int(length or 0))
-        if fake.slow:
-            time.sleep(fake.slow)
         try:
             answer, status = fake.handle(self, body), 200
         except Refusal as refusal:

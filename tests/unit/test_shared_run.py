@@ -41,7 +41,7 @@ def test_a_worker_that_ends_in_a_test_costs_that_test_alone(tmp_path: Path, dies
         (tmp_path / f"test_{name}.py").write_text(tests)
     last = f"import os, time\ndef test_1(): pass\ndef test_2(): {dies}\ndef test_3(): pass\n"
     (tmp_path / "test_e.py").write_text(last)
-    options = ["-p", "tests.workers", "-p", "no:cacheprovider", "-n3", "--timeout=1", "-c/dev/null"]
+    options = ["-p", "tests.workers", "-p", "no:cacheprovider", "-n3", "--timeout=8", "-c/dev/null"]
     options += ["--timeout-method=thread", f"--rootdir={tmp_path}", "-q", str(tmp_path)]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *options],
@@ -50,7 +50,7 @@ def test_a_worker_that_ends_in_a_test_costs_that_test_alone(tmp_path: Path, dies
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert re.search(r"^1 failed, 22 passed", run.stdout, re.MULTILINE), run.stdout + run.stderr

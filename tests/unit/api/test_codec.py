@@ -54,7 +54,7 @@ def values(kind: Any, most: int = 20) -> st.SearchStrategy[Any]:
 
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
 def test_round_trip(kind: type) -> None:
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, suppress_health_check=list(HealthCheck))
     @given(values(kind))
     def there_and_back(value: object) -> None:
         assert from_plain(kind, to_plain(value)) == value
@@ -63,7 +63,7 @@ def test_round_trip(kind: type) -> None:
     there_and_back()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(MESSAGES), JSON)
 def test_any_document_is_read_or_refused(kind: type, document: object) -> None:
     try:
@@ -72,7 +72,7 @@ def test_any_document_is_read_or_refused(kind: type, document: object) -> None:
         pass
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=40))
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     try:

@@ -172,7 +172,7 @@ def test_list_passes_its_filters_on(cli: Run, world: FakeDaemon) -> None:
 
 
 def test_list_shows_no_lease_where_none_runs(cli: Run, world: FakeDaemon) -> None:
-    for vmid, left in (("1003", 7205), ("1004", 7205), ("1005", -3)):
+    for vmid, left in (("1003", 7230), ("1004", 7230), ("1005", -3)):
         each = world.world.sandboxes[vmid]
         world.world.sandboxes[vmid] = dataclasses.replace(each, lease_until=time.time() + left)
     rows = {line.split()[0]: line for line in cli("ls")[1].splitlines()}
@@ -183,7 +183,7 @@ def test_list_shows_no_lease_where_none_runs(cli: Run, world: FakeDaemon) -> Non
 
 def test_show_tells_all_of_it(cli: Run, world: FakeDaemon) -> None:
     world.world.sandboxes["1005"] = dataclasses.replace(
-        world.world.sandboxes["1005"], lease_until=time.time() + 7205, keepalive=True,
+        world.world.sandboxes["1005"], lease_until=time.time() + 7230, keepalive=True,
         labels={"a": "b"}, idle_stop=1800.0, operation="sandbox.stop op1",
         waits_for="the guest", allowed=["pause", "complete", "fail", "stop", "force destroy"],
     )  # fmt: skip

@@ -265,7 +265,7 @@ class Handlers(WorkHandlers):
                 f"sandbox lease not renewable: sandbox {each.vmid} is {each.state}, and only "
                 "RUNNING supports it", hint=f"agentlab sandbox exec {each.vmid} -- true",
             )  # fmt: skip
-        return dataclasses.replace(each, lease_until=time.time() + 7200.5)
+        return dataclasses.replace(each, lease_until=time.time() + 7230)
 
     def sandbox_start(self, *call: Any) -> m.OperationView:
         return self._verb("start", ("STOPPED",), "READY", *call)

@@ -17,6 +17,7 @@ from agentlab.client.client import Client, patiently, target
 from agentlab.client.unix import Lost
 from agentlab.errors import Conflict, Invalid, NotFound, Unavailable, Unreachable
 from tests.unit.client.fake_daemon import Bytes, FakeDaemon, job_view, sandbox_view
+from tests.waiting import PATIENCE, ended, happened
 
 REQUEST = m.JobRequest(m.RepoRequest(url="https://host/x"), "task", "demo")
 
@@ -127,9 +128,11 @@ def test_patiently_does_not_repeat_a_refusal() -> None:
     assert tries == [1]
 
 
-def watch(client: Client, *, log: bool = True) -> tuple[list[int], bytes, int]:
+def watch(
+    client: Client, *, log: bool = True, trouble: threading.Event | None = None
+) -> tuple[list[int], bytes, int]:
     """Follows j1 to its end: sequence numbers, log, and how often there was trouble."""
-    feed = follow.Feed(client, patience=10)
+    feed = follow.Feed(client, patience=PATIENCE)
     feed.follow_events({"job": "j1"}, lambda: client.call(table.JOB_SHOW, path={"id": "j1"}).final)
     if log:
         feed.follow_log("j1")
@@ -142,6 +145,8 @@ def watch(client: Client, *, log: bool = True) -> tuple[list[int], bytes, int]:
             text += item.data
         elif isinstance(item, follow.Trouble):
             troubles += 1
+            if trouble:
+                trouble.set()
     return seen, text, troubles
 
 
@@ -150,13 +155,14 @@ def test_follow_loses_nothing_across_a_restart(daemon: FakeDaemon, client: Clien
     world.jobs["j1"] = job_view(state="RUNNING")
     world.event("step.doing", step="clone")
     world.log = b"one\n"
+    trouble = threading.Event()
 
     def story() -> None:
         time.sleep(0.2)
         daemon.stop()
         world.event("step.done", step="clone", seconds=1)
         world.log += b"two\n" * 1000
-        time.sleep(0.3)
+        happened(trouble)
         daemon.start()
         time.sleep(0.2)
         world.log += b"three\n"
@@ -164,11 +170,10 @@ def test_follow_loses_nothing_across_a_restart(daemon: FakeDaemon, client: Clien
 
     teller = threading.Thread(target=story)
     teller.start()
-    seen, text, troubles = watch(client)
-    teller.join()
+    seen, text, _ = watch(client, trouble=trouble)
+    ended(teller)
     assert seen == [1, 2, 3]
     assert text == world.log
-    assert troubles >= 1
 
 
 def test_follow_of_a_job_that_ended_long_ago_without_events(

@@ -12,6 +12,7 @@ import pytest
 
 from agentlab.client import unix
 from agentlab.errors import AgentLabError, Busy, Denied, NotFound, Unavailable, Unreachable
+from tests.waiting import ended
 
 
 @contextlib.contextmanager
@@ -40,7 +41,7 @@ def saying(path: Path, *pieces: bytes, hold: float = 0.0) -> Iterator[str]:
         done.set()
         server.shutdown(socket.SHUT_RDWR)
         server.close()
-        thread.join(5)
+        ended(thread)
 
 
 def get(path: str, timeout: float = 5) -> unix.Reply:

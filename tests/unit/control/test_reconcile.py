@@ -26,6 +26,7 @@ from agentlab.operations import leftover_destroy, sandbox_requests
 from agentlab.operations.sandbox_power import PAUSE, STOP
 from agentlab.store import events, operations, sandboxes
 from tests.unit.operations.bench import Bench, bench
+from tests.waiting import ended
 
 __all__ = ["bench"]  # the fixture
 S, K = SandboxState, Kind
@@ -557,7 +558,7 @@ def test_prune_and_apply_beside_a_daemon_at_work(bench: Bench, loop: Reconciler)
             assert bench.ended(bench.destroy(box.vmid)).state == "done"
     finally:
         stop.set()
-        beside.join(20)
+        ended(beside)
     assert trouble == []
     assert told(bench) == []
     assert bench.clean()

@@ -16,14 +16,15 @@ from agentlab.operations import requests
 from agentlab.operations.context import World
 from agentlab.store import jobs
 from agentlab.store.db import Tx
-from tests.unit.daemon.bench import BUNDLE, Bench, open_bench, request, sha256
+from tests.unit.daemon.bench import BUNDLE, PATIENT, Bench, open_bench, request, sha256
+from tests.waiting import until
 
 NAME = sha256(BUNDLE)
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    with open_bench(tmp_path) as found:
+    with open_bench(tmp_path, pace=PATIENT) as found:
         yield found
 
 
@@ -71,9 +72,7 @@ def test_a_bundle_that_is_taken_after_it_was_seen_idle_stays(
 def test_a_bundle_that_is_being_sent_again_stays(bench: Bench, bundle: Path) -> None:
     wire, whole = bench.wire(), request("PUT", f"/v1/bundles/{NAME}", BUNDLE)
     wire.send(whole[:-4])
-    end = time.monotonic() + 2
-    while _created(bench) < time.time() - 3600 and time.monotonic() < end:
-        time.sleep(0.01)
+    until(lambda: _created(bench) > time.time() - 3600)
     sweep(bench.world, time.time())
     assert wire.send(whole[-4:]).reply().status == 200
     assert known(bench) is bundle.exists() is True

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,9 +26,11 @@ from agentlab.secret import Secret
 from agentlab.store import events, jobs, sandboxes
 from agentlab.store.db import Store
 from tests.fakes.hypervisor import FakeHypervisor
+from tests.waiting import PATIENCE, read_until
 
 SPEC = JobSpec(Repo(url="https://example.org/x.git"), "do it", "demo")
 PACE = Pace(silence=3.0, head=0.5, idle=0.5, drain=1.0, linger=0.2)
+PATIENT = replace(PACE, idle=PATIENCE)  # for what happens while a body is on its way
 BUNDLE = b"# v2 git bundle\n" + b"0" * 40 + b" refs/heads/main\n\nPACK"
 
 
@@ -69,7 +70,7 @@ class Wire:
 
     def __init__(self, connected: socket.socket) -> None:
         self.socket = connected
-        self.socket.settimeout(10)
+        self.socket.settimeout(PATIENCE)
         self.buffer = b""
 
     def send(self, content: bytes) -> Wire:
@@ -139,7 +140,7 @@ class Bench:
     def guest_wire(self, address: str = "127.0.0.1") -> Wire:
         """A connection to the guest listener, from an address."""
         where = (str(self.world.config.network.host), self.world.config.guest_port)
-        link = socket.create_connection(where, 10, source_address=(address, 0))
+        link = socket.create_connection(where, PATIENCE, source_address=(address, 0))
         self.wires.append(Wire(link))
         return self.wires[-1]
 
@@ -167,15 +168,11 @@ class Bench:
 
     def until(self, job: Job, *states: JobState) -> Job:
         """The job in one of these states; in a final one, when its operation is over, too."""
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            seen = self.store.commits
-            with self.store.read() as tx:
-                found = jobs.get(tx, job.id)
-            if found.state in states and (found.settled or not JOB.final(found.state)):
-                return found
-            self.store.wait(seen, 0.2)
-        raise AssertionError(f"{found} is not in {states}")
+
+        def right(found: Job) -> bool:
+            return found.state in states and (found.settled or not JOB.final(found.state))
+
+        return read_until(self.store, lambda tx: jobs.get(tx, job.id), right)
 
     def events(self, kind: str) -> list[Event]:
         with self.store.read() as tx:
@@ -283,7 +280,7 @@ def open_bench(
         wire.close()
     bench.api.stop(1)
     bench.guests.stop(1)
-    daemon.runner.stop(5)
+    daemon.runner.stop(PATIENCE)
     store.close()
     for connection in store._open if hasattr(store, "_open") else []:
         connection.close()

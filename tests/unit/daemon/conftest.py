@@ -7,10 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.daemon.bench import Bench, open_bench
+from tests.unit.daemon.bench import PATIENT, Bench, open_bench
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     with open_bench(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def patient(tmp_path: Path) -> Iterator[Bench]:
+    with open_bench(tmp_path, pace=PATIENT) as found:
         yield found

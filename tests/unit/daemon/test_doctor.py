@@ -28,6 +28,7 @@ from agentlab.store import events, jobs, operations, sandboxes, sessions, worksp
 from tests.fakes.work_hypervisor import WorkHypervisor
 from tests.unit.daemon import bench as benches
 from tests.unit.daemon.bench import Bench, Reply, open_bench
+from tests.waiting import read_until
 
 ENV, URL, PVE = "canary-of-the-env", "canary-of-the-url", "canary-0f-pve-0123456789"
 GUEST = "canary-of-the-guest"
@@ -59,16 +60,10 @@ def session(bench: Bench) -> str:
 
 
 def done(bench: Bench, operation: str) -> None:
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        seen = bench.store.commits
-        with bench.store.read() as tx:
-            found = operations.get(tx, operation)
-        if found.final:
-            assert found.state == "done", found
-            return
-        bench.store.wait(seen, 0.2)
-    raise AssertionError(f"{found} does not end")
+    found = read_until(
+        bench.store, lambda tx: operations.get(tx, operation), lambda found: found.final
+    )
+    assert found.state == "done", found
 
 
 def worked(bench: Bench) -> Job:

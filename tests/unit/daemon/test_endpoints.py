@@ -16,6 +16,7 @@ from agentlab.errors import Unavailable
 from agentlab.hypervisor.base import Machine, Power
 from agentlab.model.job import JobState
 from tests.unit.daemon.bench import BUNDLE, Bench, request, sha256
+from tests.waiting import until
 
 
 def test_status(bench: Bench) -> None:
@@ -139,7 +140,7 @@ def test_a_long_poll_of_the_log_hears_of_a_new_piece(bench: Bench) -> None:
     timer.start()
     assert wire.reply().body == b"news"
     timer.join()
-    assert time.monotonic() - since < 5
+    assert time.monotonic() - since < 15
 
 
 def test_artifacts(bench: Bench) -> None:
@@ -200,11 +201,8 @@ def test_a_bundle_that_is_none_leaves_nothing(bench: Bench) -> None:
 def test_a_bundle_that_breaks_off_leaves_nothing(bench: Bench) -> None:
     head = f"PUT /v1/bundles/{'a' * 64} HTTP/1.1\r\nContent-Length: 9999999\r\n\r\n".encode()
     bench.wire().send(head + BUNDLE).close()
-    until = time.monotonic() + 5
     folder = bench.world.config.bundle_dir
-    while not folder.exists() or list(folder.iterdir()):
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    until(lambda: folder.exists() and not list(folder.iterdir()))
     too_large = f"PUT /v1/bundles/{'a' * 64} HTTP/1.1\r\nContent-Length: {5 << 30}\r\n\r\n".encode()
     assert bench.wire().send(too_large).reply().status == 413
 
@@ -258,10 +256,8 @@ def test_a_sandbox_is_destroyed(bench: Bench) -> None:
     reply = bench.ask("POST", f"{path}/destroy", {"force": True})
     assert reply.status == 202
     assert bench.until(guest.job, JobState.CANCELLED, JobState.FAILED)
-    until = time.monotonic() + 10
-    while not bench.ask("GET", f"/v1/operations/{reply.document['id']}").document["final"]:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    operation = f"/v1/operations/{reply.document['id']}"
+    until(lambda: bench.ask("GET", operation).document["final"])
     assert bench.ask("GET", "/v1/sandboxes").document == {"sandboxes": []}
     (gone,) = bench.ask("GET", "/v1/sandboxes?all=1").document["sandboxes"]  # type: ignore[misc]
     assert (gone["state"], gone["power"], gone["allowed"]) == ("DESTROYED", "absent", [])

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from agentlab.daemon.job_files import sweep_parts
 from agentlab.model.job import JobSpec, JobState, Repo
 from agentlab.store import jobs, tokens
 from tests.unit.daemon.bench import BUNDLE, REPORT, Bench, open_bench, request, sha256
+from tests.waiting import until
 
 SMALL = "limits: {log: 1M, artifact: 2M, artifacts: 3M, artifact_count: 3}\n"
 
@@ -208,10 +208,7 @@ def test_an_upload_that_breaks_off_or_drips_leaves_nothing(bench: Bench) -> None
     ).encode()
     bench.guest_wire(guest.address).send(head + b"half").close()
     assert bench.guest_wire(guest.address).send(head + b"half").reply().status == 408
-    until = time.monotonic() + 5
-    while guest.files():
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    until(lambda: not guest.files())
 
 
 def test_artifact_limits(tmp_path: Path) -> None:
@@ -247,9 +244,9 @@ def test_a_full_disk_is_a_clean_no(bench: Bench, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_is_sent_leaves_room_for_the_database(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    patient: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guest, name = bench.running().claimed(), sha256(BUNDLE)
+    guest, name = patient.running().claimed(), sha256(BUNDLE)
     free = job_files.FLOOR + 9
 
     def nearly_full(_: object) -> os.statvfs_result:
@@ -262,23 +259,18 @@ def test_what_is_sent_leaves_room_for_the_database(
     for reply in (
         guest.put("b", b"x" * 10),
         guest.log(9, b"x" * 10),
-        bench.ask("PUT", f"/v1/bundles/{name}", body=BUNDLE),
+        patient.ask("PUT", f"/v1/bundles/{name}", body=BUNDLE),
     ):
         assert (reply.status, reply.document["code"]) == (507, "unavailable")
         assert "nearly full" in reply.error
     assert guest.put("a", b"x" * 9).status == 200  # there already
     headers = {"Authorization": f"Bearer {guest.session}", "X-Content-Sha256": sha256(b"x" * 5)}
     path = f"/guest/v1/jobs/{guest.job.id}/artifacts/c"
-    coming = bench.guest_wire(guest.address).send(request("PUT", path, b"x" * 5, headers)[:-1])
-    until = time.monotonic() + 5
-    while not bench.guests.site._uploads._coming:  # type: ignore[attr-defined]  # to begin second
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    coming = patient.guest_wire(guest.address).send(request("PUT", path, b"x" * 5, headers)[:-1])
+    until(lambda: patient.guests.site._uploads._coming)  # type: ignore[attr-defined]  # to begin second
     assert guest.put("d", b"x" * 5).status == 507  # what is on its way counts
     coming.close()
-    while ".incoming" in str(guest.files()):
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    until(lambda: ".incoming" not in str(guest.files()))
     assert guest.files() == {"a", "agent.log"}
     free = 0
     assert guest.report().status == 200  # the end of a job is always heard
@@ -363,17 +355,14 @@ def test_the_longest_honest_report_is_taken_and_longer_lists_are_not(bench: Benc
     assert job.report == listed["report"]
 
 
-def test_one_report_of_a_job_at_a_time(bench: Bench) -> None:
-    guest, other = bench.running().claimed(), bench.running().claimed()
+def test_one_report_of_a_job_at_a_time(patient: Bench) -> None:
+    guest, other = patient.running().claimed(), patient.running().claimed()
     body = json.dumps(REPORT).encode()
     headers = {"Authorization": f"Bearer {guest.session}"}
-    first = bench.guest_wire(guest.address)
+    first = patient.guest_wire(guest.address)
     whole = request("POST", f"/guest/v1/jobs/{guest.job.id}/report", body, headers)
     first.send(whole[:-9])
-    until = time.monotonic() + 5
-    while not bench.guests.site._reports._at_work:  # type: ignore[attr-defined]  # to begin second
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    until(lambda: patient.guests.site._reports._at_work)  # type: ignore[attr-defined]  # to begin second
     assert guest.report().status == 429
     assert guest.report(message=" " * (2 << 20)).status == 413
     assert other.report().status == 200

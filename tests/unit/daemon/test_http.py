@@ -14,6 +14,7 @@ import pytest
 
 from agentlab.api import table
 from tests.unit.daemon.bench import Bench, open_bench, request
+from tests.waiting import until
 
 
 def post(body: bytes, path: str = "/v1/jobs") -> bytes:
@@ -56,12 +57,12 @@ def test_half_a_head_gets_a_time_out(bench: Bench) -> None:
 def test_a_head_that_drips_does_not_get_more_time(bench: Bench) -> None:
     wire, since = bench.wire(), time.monotonic()
     try:
-        for byte in b"GET /v1/status HTTP/1.1\r\nHost: " + b"x" * 100:
+        for byte in b"GET /v1/status HTTP/1.1\r\nHost: " + b"x" * 3000:  # of 60 s
             wire.send(bytes([byte]))
             time.sleep(0.02)
     except (BrokenPipeError, ConnectionResetError):
         pass
-    assert time.monotonic() - since < 2.0
+    assert time.monotonic() - since < 30
     assert wire.reply().status == 408
 
 
@@ -216,12 +217,13 @@ def test_one_connection_too_many(tmp_path: Path) -> None:
         reply = bench.wire().reply()
         assert (reply.status, reply.document["code"]) == (503, "unavailable")
         kept[0].close()
-        until = time.monotonic() + 5
-        status = 503
-        while status != 200:
-            assert time.monotonic() < until
+
+        def served() -> bool:
             with contextlib.suppress(OSError, AssertionError):  # refused while we were sending
-                status = bench.ask("GET", "/v1/status").status
+                return bench.ask("GET", "/v1/status").status == 200
+            return False
+
+        until(served)
 
 
 def test_peer_credentials_are_logged_with_what_changes(
@@ -249,13 +251,14 @@ def test_a_stop_ends_idle_connections_and_long_polls(tmp_path: Path) -> None:
     with open_bench(tmp_path) as bench:
         idle, polling = bench.wire(), bench.wire()
         assert idle.send(request("GET", "/v1/status")).reply().status == 200
+        until(lambda: all(each.idle for each in bench.api._connections()))
         polling.send(request("GET", "/v1/events?wait=50&after=9"))
-        time.sleep(0.2)
+        until(lambda: not all(each.idle for each in bench.api._connections()))
         since = time.monotonic()
         bench.daemon.stopping.set()
         bench.store.wake_waiters()
-        bench.api.stop(3)
-        assert time.monotonic() - since < 2
+        bench.api.stop(30)
+        assert time.monotonic() - since < 20
         assert polling.reply().document["events"] == []
         assert idle.closed()
         assert not bench.world.config.socket.exists()

@@ -6,8 +6,6 @@ import logging
 import socket
 import sqlite3
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,15 +18,9 @@ from agentlab.daemon.housekeeping import Housekeeping
 from agentlab.daemon.pool import Pool
 from agentlab.errors import AgentLabError, Unavailable
 from tests.unit.daemon.bench import Bench, request
+from tests.waiting import PATIENCE, happened, until
 
 ASK = request("GET", "/v1/status")
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 5
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_a_pool_without_a_thread_to_have_counts_right(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,8 +33,8 @@ def test_a_pool_without_a_thread_to_have_counts_right(monkeypatch: pytest.Monkey
     assert pool.wait_idle(0)
     done = threading.Event()
     assert pool.submit(done.set)
-    assert done.wait(5)
-    assert pool.wait_idle(5)
+    happened(done)
+    assert pool.wait_idle(PATIENCE)
 
 
 def _no_thread(_: threading.Thread) -> None:
@@ -140,8 +132,8 @@ def test_engine_and_fence_come_in_the_end(
     daemon = SimpleNamespace(world=world, runner=engine, stopping=threading.Event(), boot="b")
     keeping = Housekeeping(daemon)  # type: ignore[arg-type]  # as much of a daemon as it needs
     keeping.start()
-    assert engine.runs.wait(5)
-    assert watched.wait(5)
+    happened(engine.runs)
+    happened(watched)
     assert fence.ensured == fence_fails + 1
     daemon.stopping.set()
     keeping.stop(1)

@@ -9,12 +9,13 @@ import pytest
 
 from agentlab.store import events
 from tests.unit.daemon.bench import Bench, Reply
+from tests.waiting import PATIENCE
 
 
 def _done(bench: Bench, reply: Reply) -> dict[str, object]:
     """The operation that a request began, when it has ended."""
     assert reply.status == 202, reply.document
-    until = time.monotonic() + 10
+    until = time.monotonic() + PATIENCE
     while True:
         found = bench.ask("GET", f"/v1/operations/{reply.document['id']}").document
         if found["final"]:

@@ -12,6 +12,7 @@ from agentlab.errors import Conflict
 from agentlab.store import events
 from tests.fakes.work_hypervisor import WorkHypervisor
 from tests.unit.daemon.bench import Bench, Reply, open_bench
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 def _ended(bench: Bench, operation: object) -> dict[str, object]:
     assert isinstance(operation, dict), operation
-    until = time.monotonic() + 10
+    until = time.monotonic() + PATIENCE
     while True:
         found = bench.ask("GET", f"/v1/operations/{operation['id']}").document
         if found["final"]:

@@ -15,6 +15,7 @@ from agentlab.errors import AgentLabError, Busy, Conflict, DeadlineExceeded, Una
 from agentlab.store import events, operations
 from agentlab.store.db import Store, Tx
 from agentlab.store.operations import OperationRow
+from tests.waiting import PATIENCE, happened, read_until, until
 
 Start = Callable[..., Runner]
 
@@ -38,7 +39,7 @@ def start(store: Store) -> Iterator[Start]:
 
     yield begin
     for runner in runners:
-        runner.stop(5)
+        runner.stop(PATIENCE)
 
 
 def _submit(store: Store, runner: Runner, kind: str = "test", subject: str = "thing:1") -> str:
@@ -47,15 +48,14 @@ def _submit(store: Store, runner: Runner, kind: str = "test", subject: str = "th
 
 
 def _until_final(store: Store, operation: str) -> OperationRow:
-    until = time.monotonic() + 10
-    while time.monotonic() < until:
-        seen = store.commits
-        with store.read() as tx:
-            row = operations.get(tx, operation)
-        if row.final:
-            return row
-        store.wait(seen, 0.2)
-    raise AssertionError(f"{row} does not end")
+    return read_until(store, lambda tx: operations.get(tx, operation), lambda row: row.final)
+
+
+def _waits(store: Store, operation: str, words: str) -> None:
+    """Until its step waits for that."""
+    read_until(
+        store, lambda tx: operations.get(tx, operation).waits_for, lambda found: found == words
+    )
 
 
 def _kinds_of_events(store: Store, operation: str) -> list[str]:
@@ -157,12 +157,12 @@ def test_wait_is_ended_early_by_wake(store: Store, start: Start) -> None:
 
     def step(call: Call) -> Result:
         if not news:
-            raise Wait("news", after=60)
+            raise Wait("news", after=600)
         return None
 
-    runner = start(Operation("test", [Step("wait", step, 100)]))
+    runner = start(Operation("test", [Step("wait", step, 1000)]))
     operation = _submit(store, runner)
-    time.sleep(0.1)
+    _waits(store, operation, "news")
     news.append(1)
     runner.wake(operation)
     assert _until_final(store, operation).state == "done"
@@ -192,8 +192,10 @@ def test_unavailable_is_tried_again_and_then_done(store: Store, start: Start) ->
 
 def test_cancel_turns_back_between_steps(store: Store, start: Start) -> None:
     undone: list[str] = []
+    begun = threading.Event()
 
     def waiting(call: Call) -> Result:
+        begun.set()
         raise Later(0.02)
 
     runner = start(
@@ -206,7 +208,7 @@ def test_cancel_turns_back_between_steps(store: Store, start: Start) -> None:
         )
     )
     operation = _submit(store, runner)
-    time.sleep(0.1)
+    happened(begun)
     with store.write() as tx:
         runner.cancel(tx, operation)
     assert _until_final(store, operation).state == "cancelled"
@@ -333,13 +335,13 @@ def test_many_wakes_are_one_look_and_no_more_polling(store: Store, start: Start)
 
     runner = start(Operation("test", [Step("w", waiting, 60, handles_cancel=True)]))
     operation = _submit(store, runner)
-    time.sleep(0.1)
+    _waits(store, operation, "news")
     for _ in range(200):
         runner.wake(operation)
     time.sleep(0.2)
-    settled, commits = len(looks), store.commits
+    since, settled, commits = time.monotonic(), len(looks), store.commits
     time.sleep(1.3)
-    assert len(looks) - settled <= 4
+    assert len(looks) - settled <= (time.monotonic() - since) / 0.4 + 2
     assert store.commits == commits, "waiting for the same thing writes nothing"
 
 
@@ -375,14 +377,14 @@ def test_a_step_that_fails_while_the_daemon_ends_is_done_again(store: Store, sta
         tries.append(1)
         if len(tries) == 1:
             begun.set()
-            time.sleep(0.3)
+            until(lambda: runner._schedule.closed)
             raise Conflict("its program was ended")
         return None
 
     kind = Operation("test", [Step("s", cut_off, 60)])
     runner = start(kind)
     operation = _submit(store, runner)
-    begun.wait(5)
-    runner.stop(5)
+    happened(begun)
+    runner.stop(PATIENCE)
     start(kind)
     assert _until_final(store, operation).state == "done"

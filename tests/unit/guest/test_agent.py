@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from agentlab.clock import Deadline
+from agentlab.errors import Unsupported
 from agentlab.guest.account import Account, kill_all, processes
-from agentlab.guest.agent import plan_command, render_environment, wrap
+from agentlab.guest.agent import _Reader, plan_command, render_environment, wrap
+from agentlab.guest.command import run_as
 from agentlab.guest.job import parse_job
 from agentlab.guest.paths import Workplace
 from agentlab.run import spawn
-from tests.unit.guest.world import World, document
+from tests.unit.guest.world import PACE, World, document
+from tests.waiting import ended, happened, until
 
+UID = 1_999_999_999  # nobody's
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="needs a second user")
 
 
@@ -23,19 +30,19 @@ def _none_left(world: World) -> bool:
 
 
 def test_agent_past_its_time_limit_gets_sigterm_and_hands_back(world: World) -> None:
-    report = world.run(
-        "trap 'echo bye; exit 7' TERM; echo x > new.txt; sleep 60 & wait", time_limit=1
-    )
+    world.guest = replace(world.guest, pace=replace(PACE, grace=30))
+    world.when(world.is_up, world.time_is_up)
+    report = world.run("trap 'echo bye; exit 7' TERM; echo x > new.txt; echo up; sleep 60 & wait")
     assert (report["status"], report["stage"]) == ("timeout", "agent")
     assert (report["exit_code"], report["signal"]) == (7, None)
-    assert "time limit of 1 s" in report["message"]
-    assert bytes(world.daemon.log) == b"bye\n"
+    assert "time limit of 30 s" in report["message"]
+    assert bytes(world.daemon.log) == b"up\nbye\n"
     assert "untracked.tar.gz" in world.daemon.artifacts
 
 
 def test_a_renewed_lease_gives_the_agent_more_time(world: World) -> None:
     world.daemon.left = 60.0
-    report = world.run("sleep 2; echo through", time_limit=1)
+    report = world.run("sleep 5.5; echo through", time_limit=5)
     assert (report["status"], report["exit_code"]) == ("completed", 0)
     assert bytes(world.daemon.log) == b"through\n"
 
@@ -47,7 +54,8 @@ def test_a_lease_that_was_made_shorter_ends_the_agent_earlier(world: World) -> N
 
 
 def test_agent_that_ignores_sigterm_is_killed(world: World) -> None:
-    report = world.run("trap '' TERM; while :; do sleep 0.1; done", time_limit=1)
+    world.when(world.is_up, world.time_is_up)
+    report = world.run("trap '' TERM; echo up; while :; do sleep 0.1; done")
     assert (report["status"], report["signal"]) == ("timeout", 9)
     assert _none_left(world)
 
@@ -56,7 +64,7 @@ def test_agent_that_ignores_sigterm_is_killed(world: World) -> None:
 def test_forks_that_left_the_group_are_killed_before_the_hand_back(world: World) -> None:
     world.run(
         "setsid sh -c 'trap \"\" TERM HUP; while :; do echo x >> grows; sleep 0.02; done' &"
-        " (setsid setsid sleep 60 &) ; sleep 0.3"
+        " (setsid setsid sleep 60 &) ; until [ -s grows ]; do sleep 0.02; done"
     )
     size = (world.place.repo / "grows").stat().st_size
     assert _none_left(world)
@@ -68,7 +76,55 @@ def test_child_that_keeps_the_pipe_open_is_not_waited_for(world: World) -> None:
     report = world.run("setsid sleep 60 & echo done")
     assert report["status"] == "completed"
     assert bytes(world.daemon.log) == b"done\n"
-    assert time.monotonic() - before < 8
+    assert time.monotonic() - before < 18
+
+
+class _HeldUp:
+    """A sink that is kept from going on while more output comes and the time for it passes."""
+
+    def __init__(self) -> None:
+        self.taken, self.begun, self.go = bytearray(), threading.Event(), threading.Event()
+
+    def __call__(self, data: bytes) -> None:
+        self.taken += data
+        self.begun.set()
+        happened(self.go)
+
+
+def test_output_that_is_in_the_pipe_is_read_however_late(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    sink = _HeldUp()
+    reader = _Reader(read_end, sink)
+    os.write(write_end, b"first")
+    happened(sink.begun)
+    os.write(write_end, b" second")
+    end = threading.Thread(target=reader.finish, args=(0,))
+    end.start()
+    until(lambda: reader._until is not None)
+    sink.go.set()
+    ended(end)
+    assert sink.taken == b"first second"
+    os.close(read_end)
+    os.close(write_end)
+
+
+def test_errors_that_are_in_the_pipe_are_read_however_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentlab.guest.command._AFTER_EXIT", 0.0)
+    me = Account("me", os.geteuid(), os.getegid(), Path("/"))
+    argv = ["/bin/sh", "-c", "head -c 60000 /dev/zero | tr '\\0' x; echo why >&2"]
+    out = bytearray()
+    done = run_as(me, argv, deadline=Deadline.after(60), env={}, sink=out.extend)
+    assert (len(out), done.said) == (60000, b"why\n")
+
+
+@pytest.mark.parametrize("pause", ["", "; sleep 0.01"])
+def test_output_without_end_is_not_read_for_ever(pause: str) -> None:
+    me = Account("me", os.geteuid(), os.getegid(), Path("/"))
+    chatty = f"while echo x; do :{pause}; done"
+    argv = ["/bin/sh", "-c", f"setsid timeout 60 sh -c '{chatty}' &"]
+    before = time.monotonic()
+    run_as(me, argv, deadline=Deadline.after(60), env={"PATH": "/usr/bin:/bin"})
+    assert time.monotonic() - before < 30
 
 
 @as_root
@@ -79,7 +135,7 @@ def test_processes_that_fork_and_end_without_pause_are_all_killed(world: World) 
     line = f"for i in 1 2 3 4 5; do sh {script} 3000 & done"
     argv = ["prlimit", "--nproc=50:50", "sh", "-c", line]
     spawn(argv, user=world.account.user, cwd=Path("/"), env={"PATH": "/usr/bin:/bin"}).wait()
-    time.sleep(0.2)
+    until(lambda: trace.exists() and trace.stat().st_size)
     assert kill_all(world.account)
     size = trace.stat().st_size
     time.sleep(0.2)
@@ -90,11 +146,69 @@ def test_processes_that_fork_and_end_without_pause_are_all_killed(world: World) 
 def test_user_who_has_used_up_its_processes_can_still_be_ended(world: World) -> None:
     argv = ["prlimit", "--nproc=20:20", "sh", "-c", "for i in $(seq 40); do sleep 30 & done"]
     process = spawn(argv, user=world.account.user, cwd=Path("/"), env={"PATH": "/usr/bin:/bin"})
-    time.sleep(0.3)
-    assert 10 < len(list(processes(world.account.uid, Path("/proc")))) <= 20
+    proc = Path("/proc")
+    until(lambda: len(list(processes(world.account.uid, proc))) > 10)
+    assert len(list(processes(world.account.uid, proc))) <= 20
     assert kill_all(world.account)
     assert _none_left(world)
     process.wait()
+
+
+@pytest.mark.parametrize("state", ["S", "Z"])
+def test_machine_that_is_too_busy_to_kill_says_whether_some_live_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    (tmp_path / "setpriv").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "setpriv").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "12").mkdir()
+    (tmp_path / "12" / "status").write_text(f"State:\t{state}\nUid:\t{UID}\t{UID}\n")
+    account = Account("agent", UID, UID, tmp_path)
+    assert kill_all(account, within=0.2, proc=tmp_path) is (state == "Z")
+
+
+def test_machine_without_room_for_one_more_process_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = iter([BlockingIOError("Resource temporarily unavailable"), None])
+
+    def full(*_: object, **__: object) -> None:
+        if problem := next(tries):
+            raise problem
+        (tmp_path / "12" / "status").unlink()
+
+    (tmp_path / "12").mkdir()
+    (tmp_path / "12" / "status").write_text(f"State:\tS\nUid:\t{UID}\n")
+    monkeypatch.setattr("agentlab.guest.account.run.run", full)
+    assert kill_all(Account("agent", UID, UID, tmp_path), proc=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [("echo x", "some processes"), ("echo x; exit 3", "status 3; some processes")],
+)
+def test_agent_that_cannot_be_ended_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch, command: str, said: str
+) -> None:
+    monkeypatch.setattr("agentlab.guest.agent.kill_all", lambda account: False)
+    report = world.run(command)
+    assert (report["status"], report["stage"]) == ("failed", "agent")
+    assert said in report["message"]
+    assert bytes(world.daemon.log) == b"x\n"
+
+
+def test_output_is_read_to_its_end_when_the_processes_cannot_be_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(account: Account) -> bool:
+        raise Unsupported("cannot run setpriv: not installed")
+
+    monkeypatch.setattr("agentlab.guest.agent.kill_all", broken)
+    report = world.run("echo x")
+    assert (report["status"], report["message"]) == (
+        "failed", "cannot run setpriv: not installed",
+    )  # fmt: skip
+    assert bytes(world.daemon.log).startswith(b"x\n")
 
 
 def test_agent_may_have_so_many_processes_and_no_more(world: World) -> None:
@@ -121,7 +235,7 @@ def test_agent_is_the_unprivileged_user_without_groups_of_ours(world: World) -> 
 
 
 def test_agent_would_be_the_first_to_go_when_memory_runs_out(world: World) -> None:
-    world.run("sleep 0.2; cat /proc/$$/oom_score_adj")
+    world.run("until grep -x 500 /proc/$$/oom_score_adj; do sleep 0.02; done")
     assert bytes(world.daemon.log) == b"500\n"
 
 

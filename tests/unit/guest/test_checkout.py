@@ -69,7 +69,7 @@ def test_repo_that_does_not_exist_fails_within_seconds_and_shows_no_password(wor
     assert (report["status"], report["stage"]) == ("failed", "checkout")
     assert "127.0.0.1" in report["message"]
     assert "pass@" not in report["message"] + world.daemon.log.decode()
-    assert time.monotonic() - before < 8
+    assert time.monotonic() - before < 18
 
 
 @pytest.mark.parametrize(

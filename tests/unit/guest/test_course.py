@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from io import BytesIO
 from pathlib import Path
@@ -24,6 +23,7 @@ from agentlab.guest.report import Facts, Verdict, render_report
 from agentlab.secret import Secret
 from tests.fakes.guest_daemon import JOB, TOKEN
 from tests.unit.guest.world import World, git
+from tests.waiting import ended, happened, until
 
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="needs a second user")
 
@@ -141,8 +141,8 @@ def test_bubblewrap_that_is_not_there_fails_with_a_sentence(
 def test_cancelled_job_hands_its_work_back(world: World) -> None:
     world.daemon.cancel = True
     thread = world.start()
-    assert world.daemon.reported.wait(10)
-    thread.join(5)
+    happened(world.daemon.reported)
+    ended(thread)
     assert world.daemon.report is not None
     assert world.daemon.report["status"] == "cancelled"
 
@@ -150,10 +150,10 @@ def test_cancelled_job_hands_its_work_back(world: World) -> None:
 def test_cancel_while_the_agent_runs_stops_it(world: World) -> None:
     world.daemon.document["command"] = "echo x > new.txt; echo up; sleep 60"
     thread = world.start()
-    _until(lambda: b"up" in world.daemon.log)
+    until(world.is_up)
     world.daemon.cancel = True
-    assert world.daemon.reported.wait(10)
-    thread.join(5)
+    happened(world.daemon.reported)
+    ended(thread)
     report = world.daemon.report
     assert report is not None
     assert (report["status"], report["stage"], report["signal"]) == ("cancelled", "agent", 15)
@@ -161,8 +161,8 @@ def test_cancel_while_the_agent_runs_stops_it(world: World) -> None:
 
 
 def test_heartbeats_tell_the_stages_in_order(world: World) -> None:
-    world.run("sleep 0.5")
-    assert world.daemon.heartbeats.count("agent") >= 3
+    world.when(lambda: world.daemon.heartbeats.count("agent") >= 3, world.go)
+    assert world.run(world.wait_for_go)["status"] == "completed"
     assert "handback" in world.daemon.heartbeats
 
 
@@ -181,12 +181,12 @@ def test_daemon_that_restarts_gets_the_whole_log_once(world: World) -> None:
         "i=0; while [ $i -lt 80 ]; do echo $i; i=$((i+1)); sleep 0.01; done"
     )
     thread = world.start()
-    _until(lambda: len(world.daemon.log) > 20)
+    until(lambda: len(world.daemon.log) > 20)
     world.daemon.down()
     time.sleep(0.7)
     world.daemon.up()
-    assert world.daemon.reported.wait(15)
-    thread.join(5)
+    happened(world.daemon.reported)
+    ended(thread)
     assert world.daemon.log.split() == [b"%d" % i for i in range(80)]
 
 
@@ -232,7 +232,13 @@ def test_fault_of_ours_is_reported_with_its_stage(
     assert "internal error of the runner: ZeroDivisionError: oops" in report["message"]
 
 
-def test_restarted_runner_hands_back_but_never_runs_the_task_again(world: World) -> None:
+@pytest.mark.parametrize(
+    ("killed", "said"), [(True, "the job was ended"), (False, "cannot be ended")]
+)
+def test_restarted_runner_hands_back_but_never_runs_the_task_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, killed: bool, said: str
+) -> None:
+    monkeypatch.setattr("agentlab.guest.runner.kill_all", lambda account: killed)
     world.run("echo ran >> count; echo x > new.txt")
     first = world.daemon
     assert first.session is not None
@@ -250,6 +256,7 @@ def test_restarted_runner_hands_back_but_never_runs_the_task_again(world: World)
     assert report is not None
     assert (report["status"], report["stage"], report["started"]) == ("failed", "agent", 12.5)
     assert "runner was restarted" in report["message"]
+    assert said in report["message"]
     assert (world.place.repo / "count").read_text() == "ran\n"
     assert "untracked.tar.gz" in world.daemon.artifacts
 
@@ -274,7 +281,7 @@ def _program(world: World) -> list[str]:
 def test_everything_is_imported_before_the_runner_is_ready(world: World) -> None:
     world.daemon.document["command"] = "echo x > $AGENTLAB_ARTIFACTS_DIR/a; echo y > new; exit 3"
     world.deliver()
-    done = subprocess.run(_program(world), check=True, capture_output=True, timeout=30)
+    done = subprocess.run(_program(world), check=True, capture_output=True, timeout=60)
     assert done.stdout.split() == []
 
 
@@ -284,11 +291,11 @@ def test_killed_runner_reports_after_its_restart(world: World) -> None:
     world.daemon.document["command"] = "echo begun >> count; sleep 60"
     world.deliver()
     first = subprocess.Popen(program, stderr=subprocess.DEVNULL)
-    _until((world.place.repo / "count").exists)
+    until((world.place.repo / "count").exists)
     first.kill()
     first.wait()
     world.daemon.heartbeats.clear()
-    again = subprocess.run(program, check=False, stderr=subprocess.PIPE, timeout=30)
+    again = subprocess.run(program, check=False, stderr=subprocess.PIPE, timeout=60)
     assert again.returncode == 0, again.stderr.decode()
     report = world.daemon.report
     assert report is not None
@@ -299,22 +306,11 @@ def test_killed_runner_reports_after_its_restart(world: World) -> None:
 
 
 def test_machine_that_is_shut_down_hands_back_first(world: World) -> None:
-    def shut_down() -> None:
-        _until(lambda: b"up" in world.daemon.log)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=shut_down).start()
+    world.when(world.is_up, lambda: os.kill(os.getpid(), signal.SIGTERM))
     report = world.run("echo x > new.txt; echo up; sleep 60")
     assert (report["status"], report["stage"]) == ("failed", "agent")
     assert "shut down" in report["message"]
     assert "untracked.tar.gz" in world.daemon.artifacts
-
-
-def _until(true: object, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def _has_user(name: str) -> bool:

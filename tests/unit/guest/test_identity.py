@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from agentlab.guest import bootstrap, identity, runner
 from agentlab.guest.identity import Kernel, first_ethernet, parse_identity, render_hosts
 from agentlab.guest.paths import Paths
 from tests.unit.guest.world import PACE, World
+from tests.waiting import ended, happened, until
 
 DOCUMENT: dict[str, Any] = {
     "nonce": "0123abcd", "entropy": base64.b64encode(bytes(range(64))).decode(),
@@ -117,14 +117,14 @@ def test_runner_is_ready_adopts_an_identity_and_then_does_its_job(world: World) 
     guest = runner.Guest(world.paths, PACE, lambda: world.account, recorder.kernel())
     thread = threading.Thread(target=runner.run, args=(guest,), daemon=True)
     thread.start()
-    _until(world.paths.ready.exists)
+    until(world.paths.ready.exists)
     world.paths.identity.write_text(json.dumps(DOCUMENT))
-    _until(world.paths.identity_done.exists)
+    until(world.paths.identity_done.exists)
     assert not world.paths.identity.exists()
     assert world.paths.ready.exists()
     world.deliver()
-    assert world.daemon.reported.wait(10)
-    thread.join(5)
+    happened(world.daemon.reported)
+    ended(thread)
     assert not world.paths.ready.exists()
     assert not world.paths.bootstrap.exists()
     assert world.paths.run.stat().st_mode & 0o077 == 0
@@ -145,10 +145,3 @@ def test_file_that_is_still_being_written_is_waited_for(tmp_path: Path) -> None:
 def test_malformed_bootstrap_is_refused(document: dict[str, Any]) -> None:
     with pytest.raises(Invalid, match="cannot use the bootstrap"):
         bootstrap.parse_bootstrap(document)
-
-
-def _until(true: Any) -> None:
-    deadline = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)

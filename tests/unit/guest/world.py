@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from agentlab.guest.account import Account
 from agentlab.guest.paths import Pace, Paths, Workplace
 from agentlab.guest.runner import Guest
 from tests.fakes.guest_daemon import JOB, GuestDaemon
+from tests.waiting import until
 
 # Numbers that no other process has: the runner kills whatever runs under one.
 _UIDS = itertools.count(1_000_000_000 + os.getpid() % 1_000_000 * 1000)
@@ -123,6 +125,31 @@ class World:
     def start_with(self, command: str) -> threading.Thread:
         self.daemon.document["command"] = command
         return self.start()
+
+    def is_up(self) -> bool:
+        """The agent has said so."""
+        return b"up\n" in self.daemon.log
+
+    @property
+    def wait_for_go(self) -> str:
+        """A command for the agent that ends with `go`."""
+        return f"until [ -e {self.root}/go ]; do sleep 0.02; done"
+
+    def go(self) -> None:
+        (self.root / "go").touch()
+
+    @staticmethod
+    def when(true: Callable[[], object], act: Callable[[], object]) -> None:
+        """Acts when it is true, while the test goes on."""
+
+        def wait() -> None:
+            until(true)
+            act()
+
+        threading.Thread(target=wait, daemon=True).start()
+
+    def time_is_up(self) -> None:
+        self.daemon.left = 0.0
 
     def run(self, command: str | None = None, **changes: Any) -> dict[str, Any]:
         if command is not None:

@@ -9,6 +9,7 @@ import pytest
 
 from agentlab.errors import Busy
 from agentlab.hypervisor.load import Gate, Resource
+from tests.waiting import PATIENCE, until
 
 NODE, TEMPLATE = Resource("node", "pve"), Resource("template", "9000")
 
@@ -18,7 +19,7 @@ def test_no_more_than_the_limit_have_their_turn() -> None:
 
     def work() -> None:
         nonlocal now, most
-        with gate.turn([NODE], patience=10):
+        with gate.turn([NODE], patience=PATIENCE):
             with lock:
                 now += 1
                 most = max(most, now)
@@ -60,20 +61,20 @@ def test_the_queue_is_bounded() -> None:
 
     def wait_in_the_queue() -> None:
         inside.set()
-        with gate.turn([NODE], patience=10):
+        with gate.turn([NODE], patience=PATIENCE):
             pass
 
     with gate.turn([NODE], patience=0):
         waiter = threading.Thread(target=wait_in_the_queue)
         waiter.start()
         inside.wait()
-        until = time.monotonic() + 5
+        end = time.monotonic() + PATIENCE
         while True:  # until the waiter is in the queue
             with pytest.raises(Busy) as refused, gate.turn([NODE], patience=0):
                 pass
             if "callers wait already" in refused.value.message:
                 break
-            assert time.monotonic() < until
+            assert time.monotonic() < end
         leave.set()
     waiter.join()
 
@@ -84,13 +85,13 @@ def test_first_come_first_served() -> None:
         for number in range(8):
 
             def work(number: int = number) -> None:
-                with gate.turn([NODE], patience=10):
+                with gate.turn([NODE], patience=PATIENCE):
                     order.append(number)
 
             thread = threading.Thread(target=work)
             thread.start()
             threads.append(thread)
-            time.sleep(0.01)
+            until(lambda: len(gate._waiting) == len(threads))
     for thread in threads:
         thread.join()
     assert order == list(range(8))
@@ -101,12 +102,12 @@ def test_a_turn_at_a_node_does_not_queue_behind_clones_of_a_busy_template() -> N
     with gate.turn([NODE, TEMPLATE], patience=0):
         behind = threading.Thread(target=lambda: _take(gate, [NODE, TEMPLATE]))
         behind.start()
-        time.sleep(0.02)
+        until(lambda: gate._waiting)
         with gate.turn([NODE], patience=0.5):
             pass
     behind.join()
 
 
 def _take(gate: Gate, resources: list[Resource]) -> None:
-    with gate.turn(resources, patience=10):
+    with gate.turn(resources, patience=PATIENCE):
         pass

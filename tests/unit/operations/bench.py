@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from agentlab.store.db import Store
 from agentlab.store.operations import OperationRow
 from tests.fakes.fence import FakeFence
 from tests.fakes.hypervisor import FakeHypervisor
+from tests.waiting import PATIENCE, read_until
 
 SPEC = JobSpec(Repo(url="https://example.org/x.git"), "do it", "demo")
 
@@ -37,15 +37,15 @@ class Bench:
         return requests.create_job(self.world, self.runner, spec, key)
 
     def until(self, job: Job, *states: JobState) -> Job:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            seen = self.world.store.commits
-            with self.world.store.read() as tx:
-                found = jobs.get(tx, job.id)
-            if found.state in states and found.settled == JOB.final(found.state):
-                return found
-            self.world.store.wait(seen, 0.2)
-        raise AssertionError(f"{found} is not in {states}")
+        def right(found: Job) -> bool:
+            return found.state in states and found.settled == JOB.final(found.state)
+
+        return read_until(self.world.store, lambda tx: jobs.get(tx, job.id), right)
+
+    def waits(self, job: Job, words: str) -> None:
+        """Until that is in what the job waits for."""
+        look = lambda tx: jobs.get(tx, job.id).waits_for  # noqa: E731
+        read_until(self.world.store, look, lambda found: words in found)
 
     def report(self, job: Job, status: str = "completed", message: str = "") -> None:
         """Plays the runner: claims, then reports."""
@@ -61,15 +61,9 @@ class Bench:
 
     def ended(self, operation: str) -> OperationRow:
         """Waits for an operation's end."""
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            seen = self.world.store.commits
-            with self.world.store.read() as tx:
-                found = operations.get(tx, operation)
-            if found.final:
-                return found
-            self.world.store.wait(seen, 0.2)
-        raise AssertionError(f"{found} does not end")
+        return read_until(
+            self.world.store, lambda tx: operations.get(tx, operation), lambda found: found.final
+        )
 
     def new(self, **asked: object) -> Sandbox:
         """A sandbox made by hand, as it is when its operation has ended."""
@@ -133,7 +127,7 @@ def opened(
     runner = Runner(store, kinds(world), workers=4)
     runner.start()
     yield world, runner, fence
-    runner.stop(5)
+    runner.stop(PATIENCE)
     store.close()
 
 

@@ -20,6 +20,7 @@ from agentlab.model.sandbox import SandboxState
 from agentlab.operations import job_run, requests
 from agentlab.store import jobs, sandboxes, tokens
 from tests.unit.operations.bench import SPEC, Bench, bench
+from tests.waiting import until
 
 __all__ = ["bench"]  # the fixture
 
@@ -85,9 +86,7 @@ def test_ten_jobs_share_nothing_and_too_many_wait(bench: Bench) -> None:
         boxes = sandboxes.live(tx)
     assert len({job.vmid for job in running}) == len({box.address for box in boxes}) == 5
     late = bench.create()
-    time.sleep(0.3)
-    with bench.world.store.read() as tx:
-        assert "VMID" in jobs.get(tx, late.id).waits_for
+    bench.waits(late, "VMID")
     bench.report(asked[0])
     bench.until(late, JobState.RUNNING)
     for job in (*asked[1:], late):
@@ -237,16 +236,12 @@ def test_trouble_with_the_release_changes_no_outcome(bench: Bench) -> None:
 
 def test_a_job_whose_undoing_is_stuck_has_failed_already(bench: Bench) -> None:
     bench.hypervisor.faults["start"] = [Conflict("cannot start")]
-    bench.hypervisor.faults["destroy"] = [RuntimeError("stuck")] * 3
+    bench.hypervisor.faults["destroy"] = [RuntimeError("stuck")] * 10_000
     job = bench.create()
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        with bench.world.store.read() as tx:
-            found = jobs.get(tx, job.id)
-        if found.state is JobState.FAILED:
-            break
-        time.sleep(0.01)
+    until(lambda: bench.job(job).state is JobState.FAILED)
+    found = bench.job(job)
     assert (found.reason, found.settled) == ("cannot start", False)
+    bench.hypervisor.faults["destroy"] = []
     bench.until(job, JobState.FAILED)
     assert bench.clean()
 
@@ -297,10 +292,7 @@ def test_a_kept_sandbox_goes_at_the_end_of_its_lease(bench: Bench) -> None:
     with bench.world.store.write() as tx:
         sandboxes.set_lease(tx, bench.job(job).vmid, clock.now() - 1)
     leases.check()
-    deadline = time.monotonic() + 5
-    while not bench.clean() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert bench.clean()
+    until(bench.clean)
 
 
 @pytest.mark.parametrize("error", [Unavailable("cannot be read"), Denied("it may not be seen")])
@@ -351,9 +343,7 @@ def test_a_boot_whose_power_cannot_be_seen_is_waited_for(bench: Bench) -> None:
     """UNKNOWN, as on a node that does not answer for a while, is neither stopped nor gone."""
     bench.hypervisor.unseen = True
     job = bench.create()
-    deadline = time.monotonic() + 5
-    while bench.hypervisor.calls.count("status") < 3 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: bench.hypervisor.calls.count("inventory") >= 3)  # its second look at the boot
     assert bench.state(job) is SandboxState.BOOTING
     bench.hypervisor.unseen = False
     bench.until(job, JobState.RUNNING)

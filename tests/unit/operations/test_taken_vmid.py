@@ -16,6 +16,7 @@ from agentlab.model.sandbox import SandboxState
 from agentlab.operations import kinds, provision
 from agentlab.store import events, jobs, operations, sandboxes
 from tests.unit.operations.bench import Bench, bench
+from tests.waiting import PATIENCE, until
 
 __all__ = ["bench"]  # the fixture
 
@@ -99,22 +100,11 @@ def test_a_refused_vmid_is_not_taken_again_when_it_looks_free(bench: Bench) -> N
     assert {bench.until(each, JobState.RUNNING).vmid for each in others} == {1000, 1001, 1002, 1003}
     bench.hypervisor.residue = {1004}
     job = bench.create()
-    _waits(bench, job.id, "all of 1000 to 1004 are taken")
+    bench.waits(job, "all of 1000 to 1004 are taken")
     assert [name for name, each in bench.hypervisor.touched if each == 1004] == ["clone"]
     bench.report(others[0])
     freed = bench.until(others[0], JobState.COMPLETED).vmid
     assert bench.until(job, JobState.RUNNING).vmid == freed
-
-
-def _waits(bench: Bench, job: str, words: str) -> None:
-    for _ in range(100):
-        seen = bench.world.store.commits
-        with bench.world.store.read() as tx:
-            found = jobs.get(tx, job).waits_for
-        if words in found:
-            return
-        bench.world.store.wait(seen, 0.1)
-    raise AssertionError(found)
 
 
 def test_bad_luck_without_end_is_told_and_nothing_is_undone_to_strangers(
@@ -237,16 +227,12 @@ def test_a_kill_at_any_boundary_goes_on_with_one_sandbox(
     killer = Killer(bench, monkeypatch)
     place(killer)
     job = bench.create()
-    for _ in range(200):
-        if killer.done:
-            break
-        bench.world.store.wait(bench.world.store.commits, 0.02)
-    assert killer.done
-    bench.runner.stop(5)
+    until(lambda: killer.done)
+    bench.runner.stop(PATIENCE)
     bench.runner = Runner(bench.world.store, kinds(replace(bench.world)), workers=4)
     bench.runner.start()
     assert bench.until(job, JobState.RUNNING).vmid == 1001
     goes_on(bench, job.id, 1001)
     left_alone(bench, 1000)
     assert len(story(bench, "sandbox.vmid")) == 1
-    bench.runner.stop(5)
+    bench.runner.stop(PATIENCE)

@@ -14,7 +14,8 @@ from agentlab.operations import session_requests as sessions_asked
 from agentlab.operations import workspace_create
 from agentlab.operations import workspace_requests as requests
 from agentlab.store import operations, sessions, workspaces
-from tests.unit.operations.work_bench import WorkBench, bench, until
+from tests.unit.operations.work_bench import WorkBench, bench
+from tests.waiting import until
 
 __all__ = ["bench"]  # the fixture
 

@@ -26,7 +26,8 @@ from agentlab.operations.sandbox_power import PAUSE, START, STOP
 from agentlab.store import events, sandboxes, sessions, workspaces
 from agentlab.store.operations import OperationRow
 from tests.unit.operations.bench import SPEC
-from tests.unit.operations.work_bench import Gate, WorkBench, bench, operation, until
+from tests.unit.operations.work_bench import Gate, WorkBench, bench, operation
+from tests.waiting import until
 
 __all__ = ["bench"]  # the fixture
 S, W = SandboxState, WorkspaceState
@@ -129,7 +130,7 @@ def test_a_lease_is_not_cleared_while_its_disk_is_out_for_a_moment(bench: WorkBe
     bench.act(STOP, box)
     gate = Gate(bench, "snapshot")
     saving = sandbox_requests.save_snapshot(bench.world, bench.runner, str(box.vmid), "", "mine")
-    assert gate.began.wait(20)
+    gate.wait()
     with pytest.raises(Busy, match=r"sandbox\.snapshot .* is under way") as told:
         requests.clear_lease(bench.world, "work", force=True)
     assert told.value.hint
@@ -226,7 +227,7 @@ def test_a_session_is_not_deleted_while_its_work_is_copied(bench: WorkBench) -> 
     bench.session()
     gate = Gate(bench, "clone_volume")
     _, forking = sessions_asked.fork(bench.world, bench.runner, "lab", "", new="copy")
-    assert gate.began.wait(20)
+    gate.wait()
     with pytest.raises(Conflict, match="it is being made"):
         sessions_asked.delete(bench.world, bench.runner, "copy", "", with_workspace=True)
     assert [each.name for each in workspace_check.check(bench.world, "copy")] == ["busy"]
@@ -247,7 +248,7 @@ def test_a_workspace_that_is_being_deleted_gets_no_session(bench: WorkBench) -> 
     bench.make()
     gate = Gate(bench, "free")
     deleting = requests.delete(bench.world, bench.runner, "work", "")
-    assert gate.began.wait(20)
+    gate.wait()
     with pytest.raises(Conflict, match="it is being deleted"):
         bench.session(workspace="work")
     gate.go.set()
@@ -333,7 +334,7 @@ def test_a_session_is_not_stopped_while_it_moves(bench: WorkBench) -> None:
     bench.ended(sessions_asked.resume(bench.world, bench.runner, "lab", ""))
     gate = Gate(bench, "clone")
     moving = rebind(bench)
-    assert gate.began.wait(20)
+    gate.wait()
     with pytest.raises(Busy, match=r"workspace\.rebind"):
         sessions_asked.stop(bench.world, bench.runner, "lab", "")
     gate.go.set()
@@ -361,7 +362,7 @@ def test_an_attach_does_not_jump_the_queue(bench: WorkBench) -> None:
     until(lambda: bool(bench.job(job).waits_for))
     gate = Gate(bench, "detach")
     detaching = requests.detach(bench.world, bench.runner, "work", "", force=False)
-    assert gate.began.wait(20)
+    gate.wait()
     gate.go.set()
     bench.ended(detaching)
     with pytest.raises(Conflict, match=rf"job {job.id} waits for it|attached to sandbox"):

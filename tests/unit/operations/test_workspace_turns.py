@@ -19,7 +19,8 @@ from agentlab.operations import workspace_requests as requests
 from agentlab.operations.sandbox_power import STOP
 from agentlab.store import events, sessions, workspaces
 from tests.unit.operations.bench import SPEC
-from tests.unit.operations.work_bench import Gate, WorkBench, bench, operation, until
+from tests.unit.operations.work_bench import Gate, WorkBench, bench, operation
+from tests.waiting import until
 
 __all__ = ["bench"]  # the fixture
 S, W = SandboxState, WorkspaceState
@@ -38,7 +39,7 @@ def test_a_second_rebind_does_not_move_what_the_first_has_moved(bench: WorkBench
     old = bench.new(workspace="work")
     gate = Gate(bench, "clone")
     first = rebind(bench, keep_old=True)
-    assert gate.began.wait(20)
+    gate.wait()
     second = rebind(bench)
     gate.go.set()
     done = bench.ended(first)
@@ -61,7 +62,7 @@ def test_a_rebind_leaves_an_old_one_alone_that_has_it_no_more(bench: WorkBench, 
     old = bench.new(workspace="work")
     gate = Gate(bench, "clone")
     moving = rebind(bench)
-    assert gate.began.wait(20)
+    gate.wait()
     bench.hypervisor.mounted.clear()
     bench.hypervisor.plugged.clear()
     with bench.world.store.write() as tx:
@@ -105,7 +106,7 @@ def test_a_rebind_of_what_is_detached_by_its_turn_destroys_nothing(bench: WorkBe
     old = bench.new(workspace="work")
     gate = Gate(bench, "detach")
     detaching = requests.detach(bench.world, bench.runner, "work", "", force=False)
-    assert gate.began.wait(20)
+    gate.wait()
     moving = rebind(bench)
     gate.go.set()
     assert bench.ended(detaching).state == "done"
@@ -181,11 +182,11 @@ def test_a_workspace_that_goes_with_its_session_gets_no_other_one(bench: WorkBen
     at = (bench.world, bench.runner)
     saving, freeing = Gate(bench, "check_volume"), Gate(bench, "free")
     checking = requests.fsck(*at, "lab", "", repair=False)
-    assert saving.began.wait(20)
+    saving.wait()
     alone = sessions_asked.delete(*at, "lab", "", with_workspace=False)
     both = sessions_asked.delete(*at, "lab", "", with_workspace=True)
     saving.go.set()
-    assert freeing.began.wait(20)
+    freeing.wait()
     assert bench.ended(checking).state == bench.ended(alone).state == "done"
     with pytest.raises(Conflict, match="it is being deleted"):
         bench.session("new", workspace="lab")
@@ -220,7 +221,7 @@ def test_a_detach_says_so_when_another_has_it_by_its_turn(bench: WorkBench) -> N
     bench.new(workspace="work")
     gate = Gate(bench, "clone")
     moving = rebind(bench)
-    assert gate.began.wait(20)
+    gate.wait()
     detaching = requests.detach(bench.world, bench.runner, "work", "", force=False)
     gate.go.set()
     new = bench.ended(moving).vmid
@@ -258,7 +259,7 @@ def test_a_stop_sees_a_resume_that_waits_for_the_workspace(bench: WorkBench) -> 
     at = (bench.world, bench.runner, "lab", "")
     gate = Gate(bench, "check_volume")
     checking = requests.fsck(bench.world, bench.runner, "lab", "", repair=False)
-    assert gate.began.wait(20)
+    gate.wait()
     resuming = sessions_asked.resume(*at)
     with pytest.raises(Busy, match="it is just being resumed"):
         sessions_asked.stop(*at)
@@ -375,7 +376,7 @@ def test_a_session_that_is_being_resumed_by_its_turn_is_not_deleted(bench: WorkB
     at = (bench.world, bench.runner, "lab", "")
     gate = Gate(bench, "check_volume")
     checking = requests.fsck(*at, repair=False)
-    assert gate.began.wait(20)
+    gate.wait()
     deleting = sessions_asked.delete(*at, with_workspace=False)
     resuming = sessions_asked.resume(*at)
     gate.go.set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 
 import pytest
 
@@ -21,6 +20,7 @@ from agentlab.store import events, operations, sandboxes, sessions, workspaces
 from agentlab.store.operations import OperationRow
 from tests.unit.operations.bench import SPEC
 from tests.unit.operations.work_bench import WorkBench, bench
+from tests.waiting import until
 
 __all__ = ["bench"]  # the fixture
 S, W = SandboxState, WorkspaceState
@@ -373,11 +373,8 @@ def test_a_job_waits_for_a_held_one_as_long_as_it_was_told(bench: WorkBench) -> 
     with pytest.raises(Conflict, match=f"sandbox {box.vmid} has it") as told:
         bench.create(spec)
     assert "--workspace-wait" in told.value.hint
-    waits = bench.create(dataclasses.replace(spec, workspace_wait=60))
-    until = time.monotonic() + 10
-    while f"workspace work: sandbox {box.vmid} has it" not in bench.job(waits).waits_for:
-        assert time.monotonic() < until, bench.job(waits)
-        time.sleep(0.02)
+    waits = bench.create(dataclasses.replace(spec, workspace_wait=600))
+    bench.waits(waits, f"workspace work: sandbox {box.vmid} has it")
     bench.ended(bench.destroy(box.vmid))
     bench.until(waits, JobState.RUNNING)
     late = bench.create(dataclasses.replace(spec, workspace_wait=1))
@@ -391,14 +388,11 @@ def test_a_job_waits_for_a_held_one_as_long_as_it_was_told(bench: WorkBench) -> 
 def test_those_who_wait_come_in_order(bench: WorkBench) -> None:
     bench.make()
     box = bench.new(workspace="work")
-    spec = dataclasses.replace(SPEC, workspace="work", workspace_wait=60)
+    spec = dataclasses.replace(SPEC, workspace="work", workspace_wait=600)
     jobs = []
     for _ in range(3):
         jobs.append(bench.create(spec))
-        until = time.monotonic() + 10
-        while not bench.job(jobs[-1]).waits_for:
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        until(lambda: bench.job(jobs[-1]).waits_for)
     bench.ended(bench.destroy(box.vmid))
     for job in jobs:
         bench.until(job, JobState.RUNNING)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from agentlab.store import operations, sessions, workspaces
 from agentlab.store.operations import OperationRow
 from tests.fakes.work_hypervisor import FakeVolume, WorkHypervisor
 from tests.unit.operations.bench import Bench, opened
+from tests.waiting import happened
 
 
 @dataclass
@@ -78,13 +78,6 @@ def bench(tmp_path: Path) -> Iterator[WorkBench]:
         yield WorkBench(world, runner, hypervisor, fence)
 
 
-def until(check: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def operation(bench: WorkBench, identity: str) -> OperationRow:
     with bench.world.store.read() as tx:
         return operations.get(tx, identity)
@@ -94,12 +87,16 @@ class Gate:
     """A call of the hypervisor that begins, and goes on when it is let."""
 
     def __init__(self, bench: WorkBench, name: str) -> None:
-        self.began, self.go = threading.Event(), threading.Event()
+        self._began, self.go = threading.Event(), threading.Event()
         plain = getattr(bench.hypervisor, name)
 
         def slow(*arguments: Any, **named: Any) -> Any:
-            self.began.set()
-            assert self.go.wait(20)
+            self._began.set()
+            happened(self.go)
             return plain(*arguments, **named)
 
         setattr(bench.hypervisor, name, slow)
+
+    def wait(self) -> None:
+        """Until the call has begun."""
+        happened(self._began)

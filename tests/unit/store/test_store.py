@@ -19,6 +19,7 @@ from agentlab.model.sandbox import SANDBOX, Sandbox, SandboxEvent, SandboxState
 from agentlab.store import events, jobs, sandboxes
 from agentlab.store.db import Store
 from agentlab.store.migrate import migrations
+from tests.waiting import PATIENCE, ended
 
 
 @pytest.fixture
@@ -68,11 +69,11 @@ def test_on_commit_is_called_after_a_commit_only(store: Store) -> None:
 def test_wait_ends_when_something_is_written(store: Store) -> None:
     seen = store.commits
     woken = threading.Event()
-    waiter = threading.Thread(target=lambda: woken.set() if store.wait(seen, 10) else None)
+    waiter = threading.Thread(target=lambda: woken.set() if store.wait(seen, PATIENCE) else None)
     waiter.start()
     with store.write() as tx:
         events.append(tx, "test", "x")
-    waiter.join(10)
+    ended(waiter)
     assert woken.is_set()
 
 

@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,6 +59,7 @@ from agentlab.hypervisor.proxmox.transport import (
 from agentlab.hypervisor.proxmox.zfs import parse_zfs_list, render_zfs_copy, render_zfs_list
 from agentlab.hypervisor.qemu_img import parse_progress
 from agentlab.model.sandbox import parse_snapshot_name
+from tests.waiting import until
 
 DIR = Storage("local", "dir", path="/var/lib/vz")
 THIN = Storage("fast", "lvmthin", vgname="pve", thinpool="data")
@@ -540,10 +540,10 @@ def test_a_zfs_copy_ends_with_us_however_we_end(tmp_path: Path) -> None:
     path = f"{tmp_path}:{os.environ['PATH']}"
     daemon = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PATH": path})
     pids = tmp_path / "pids"
-    _until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+    until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
     daemon.kill()
     daemon.wait()
-    _until(lambda: not any(_runs(int(pid)) for pid in pids.read_text().split()))
+    until(lambda: not any(_runs(int(pid)) for pid in pids.read_text().split()))
 
 
 def _runs(pid: int) -> bool:
@@ -551,13 +551,6 @@ def _runs(pid: int) -> bool:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
-
-
-def _until(check: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not check():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 # --- who has a volume, by the cluster's own files ---

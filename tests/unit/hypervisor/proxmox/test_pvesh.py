@@ -14,8 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +47,7 @@ from agentlab.hypervisor.proxmox.transport import (
     Refused,
     ReplyLost,
 )
+from tests.waiting import ended, until
 
 UPID = "UPID:pve:000056C8:0005AF1C:6B044E93:qmclone:9000:root@pam:"
 CLONED = (
@@ -79,18 +79,11 @@ class Stage:
         return PveshTransport("pve", self.spool, scope=False)
 
     def wait_for(self, name: str) -> Path:
-        wait_until((self.path / name).exists)
+        until((self.path / name).exists)
         return self.path / name
 
     def records(self) -> list[Path]:
         return sorted(each for each in self.spool.iterdir() if each.is_dir())
-
-
-def wait_until(done: Callable[[], object], seconds: float = 10.0) -> None:
-    until = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -318,7 +311,7 @@ def test_without_pvesh_the_remedy_is_told(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_time_out_leaves_the_task_alone_and_the_next_call_waits_for_it(stage: Stage) -> None:
     stage.pvesh(
-        "echo run >> $stage/runs; while [ ! -e $stage/go ]; do sleep 0.02; done; echo '\"x\"'"
+        "echo run >> $stage/runs; touch $stage/begun; while [ ! -e $stage/go ]; do sleep 0.02; done; echo '\"x\"'"
     )
     transport = stage.transport()
     with pytest.raises(Busy, match="still running") as caught:
@@ -326,6 +319,7 @@ def test_a_time_out_leaves_the_task_alone_and_the_next_call_waits_for_it(stage: 
     assert not isinstance(caught.value, LockTimeout)
     (record,) = stage.records()
     assert caught.value.details["record"] == record.name
+    stage.wait_for("begun")
 
     with pytest.raises(LockTimeout, match="POST /nodes/pve/qemu/9000/clone is still running"):
         transport.call("DELETE", "/nodes/pve/qemu/1072", timeout=0.2)
@@ -387,7 +381,7 @@ def test_a_task_that_is_killed_with_its_wrapper_is_a_lost_reply(stage: Stage) ->
     stage.wait_for("begun")
     (record,) = stage.records()
     os.killpg(int((record / "begun").read_text().split()[0]), signal.SIGKILL)
-    thread.join(10)
+    ended(thread)
     assert [type(error) for error in caught] == [ReplyLost]
     stage.pvesh("echo '\"x\"'")
     assert stage.transport().call(*CLONE, timeout=10) == "x", "a dead call holds nobody up"
@@ -397,6 +391,7 @@ def test_a_pvesh_without_its_wrapper_still_counts_as_running(stage: Stage) -> No
     stage.pvesh("touch $stage/begun; while [ ! -e $stage/go ]; do sleep 0.02; done; echo '\"x\"'")
     with pytest.raises(Busy):
         stage.transport().call(*CLONE, timeout=0.5)
+    stage.wait_for("begun")
     (record,) = stage.records()
     os.kill(int((record / "begun").read_text().split()[0]), signal.SIGKILL)
     with pytest.raises(LockTimeout):
@@ -423,7 +418,6 @@ def test_a_call_that_was_given_up_never_begins(
 def test_a_record_whose_daemon_died_before_it_began_is_given_up(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pvesh_records, "_START_WITHIN", 0.3)
     stage.pvesh("echo '\"x\"'")
     transport = stage.transport()
     transport.call(*CLONE, timeout=10)
@@ -432,6 +426,7 @@ def test_a_record_whose_daemon_died_before_it_began_is_given_up(
         (record / name).unlink()
     with pytest.raises(LockTimeout):
         transport.call(*CLONE, timeout=0.05)
+    monkeypatch.setattr(pvesh_records, "_START_WITHIN", 0)
     assert transport.call(*CLONE, timeout=10) == "x"
     assert (record / "begun").read_text() == "-\n"
 
@@ -463,8 +458,7 @@ def test_two_of_one_subject_never_run_at_once(stage: Stage) -> None:
     threads = [threading.Thread(target=work, args=(7000 + n % 3,)) for n in range(9)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join(60)
+    ended(*threads)
     assert failed == []
     assert not (stage.path / "bad").exists()
     assert len(stage.records()) == 18
@@ -540,16 +534,18 @@ def test_a_guest_on_another_node_is_out_of_reach(stage: Stage) -> None:
 
 
 def test_errors_of_the_guest_agent(stage: Stage) -> None:
-    run = lambda: stage.transport().guest_exec("pve", 7, ["true"], "x", timeout=0.5)  # noqa: E731
+    def run(within: float = 30) -> None:
+        stage.transport().guest_exec("pve", 7, ["true"], "x", timeout=within)
+
     stage.program("qm", "cat >&2 </dev/null; echo 'QEMU guest agent is not running' >&2; exit 255")
     with pytest.raises(AgentSilent):
         run()
     stage.program("qm", "echo '{}'")
     with pytest.raises(ReplyLost):
         run()
-    stage.program("qm", "sleep 30")
+    stage.program("qm", "sleep 60")
     with pytest.raises(ReplyLost):
-        run()
+        run(within=0.5)
 
 
 def test_agent_calls_do_not_wait_for_a_task_of_the_machine(stage: Stage) -> None:
