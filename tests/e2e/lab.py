@@ -161,6 +161,18 @@ class Lab:
     def job(self, identity: str) -> dict[str, object]:
         return self.ask("job", "show", identity)
 
+    def wait_running(self, identity: str, timeout: float = 300.0) -> dict[str, object]:
+        """Waits until a job's task has been delivered; its runner asks for it a little later."""
+
+        def look() -> dict[str, object]:
+            shown = self.job(identity)
+            assert shown["state"] == "RUNNING" or not shown["final"], shown
+            return shown if shown["state"] == "RUNNING" else {}
+
+        shown = until(look, timeout, pause=0.2)
+        assert shown, f"job {identity} does not run: {self.job(identity)}"
+        return shown
+
     def wait_final(self, identity: str, timeout: float = 300.0) -> dict[str, object]:
         """Waits until a job has ended and its sandbox is gone, across restarts; the job as shown."""
         until = time.monotonic() + timeout

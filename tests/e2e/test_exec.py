@@ -56,18 +56,10 @@ def _laboratory(kind: str) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def box(lab: Lab) -> Iterator[str]:
     """A sandbox in which a job sleeps."""
-    job = lab.run_job("forever", "sleep", lab.scratch / "repo")
-
-    def look() -> dict[str, object] | None:
-        shown = lab.job(str(job["id"]))
-        assert shown["state"] == "RUNNING" or not shown["final"], shown
-        return shown if shown["state"] == "RUNNING" else None
-
-    shown = until(look, 600, pause=0.3)
-    assert shown is not None, lab.job(str(job["id"]))
-    yield str(shown["vmid"])
-    assert lab.cli("job", "cancel", str(job["id"])).returncode == 0
-    lab.wait_final(str(job["id"]))
+    job = str(lab.run_job("forever", "sleep", lab.scratch / "repo")["id"])
+    yield str(lab.wait_running(job, 600)["vmid"])
+    assert lab.cli("job", "cancel", job).returncode == 0
+    lab.wait_final(job)
 
 
 def _argv(lab: Lab, *words: str) -> list[str]:

@@ -45,22 +45,9 @@ def lab(program: Path) -> Iterator[Lab]:
         assert made.stop() == 0
 
 
-def _running(lab: Lab, job: str) -> dict[str, object]:
-    """Waits until its task has been delivered; the runner asks for it some time after that."""
-
-    def look() -> dict[str, object] | None:
-        shown = lab.job(job)
-        assert shown["state"] == "RUNNING" or not shown["final"], shown
-        return shown if shown["state"] == "RUNNING" else None
-
-    shown = until(look, 200, pause=0.2)
-    assert shown is not None, lab.job(job)
-    return shown
-
-
-def _begun(lab: Lab, job: str) -> None:
+def _wait_begun(lab: Lab, job: str) -> None:
     """Waits until its agent has said something."""
-    log = Path(str(_running(lab, job)["artifact_dir"])) / "agent.log"
+    log = Path(str(lab.wait_running(job)["artifact_dir"])) / "agent.log"
     assert until(lambda: log.exists() and log.read_text(), 200), lab.job(job)
 
 
@@ -102,7 +89,7 @@ def test_two_clones_of_one_snapshot_are_two_machines(lab: Lab) -> None:
 @pytest.mark.parametrize("ending", ["TERM", "KILL"])
 def test_vms_run_on_while_the_daemon_is_away(lab: Lab, ending: str) -> None:
     job = str(lab.run_job("slow", "outlive the daemon", lab.scratch / "repo")["id"])
-    vmid = str(_running(lab, job)["vmid"])
+    vmid = str(lab.wait_running(job)["vmid"])
     running = lab.processes()
     assert lab.stop() == 0 if ending == "TERM" else lab.kill() == -signal.SIGKILL
     assert lab.processes() == running
@@ -118,7 +105,7 @@ def test_vms_run_on_while_the_daemon_is_away(lab: Lab, ending: str) -> None:
 
 def test_a_cancelled_job_hands_back_and_is_gone(lab: Lab) -> None:
     job = str(lab.run_job("forever", "to be cancelled", lab.scratch / "repo")["id"])
-    _begun(lab, job)
+    _wait_begun(lab, job)
     assert lab.cli("job", "cancel", job).returncode == 0
     ended = lab.wait_final(job)
     assert ended["state"] == "CANCELLED"
@@ -128,7 +115,7 @@ def test_a_cancelled_job_hands_back_and_is_gone(lab: Lab) -> None:
 
 def test_force_destroys_the_sandbox_of_a_running_job(lab: Lab) -> None:
     job = str(lab.run_job("forever", "to be destroyed", lab.scratch / "repo")["id"])
-    vmid = str(_running(lab, job)["vmid"])
+    vmid = str(lab.wait_running(job)["vmid"])
     refused = lab.cli("sandbox", "destroy", vmid, "--yes")
     assert refused.returncode == 1
     assert "failed to destroy sandbox" in refused.stderr
@@ -139,7 +126,7 @@ def test_force_destroys_the_sandbox_of_a_running_job(lab: Lab) -> None:
 
 def test_a_vm_that_is_shot_fails_its_job_at_once(lab: Lab) -> None:
     job = str(lab.run_job("forever", "to be shot", lab.scratch / "repo")["id"])
-    _running(lab, job)
+    lab.wait_running(job)
     for pid in lab.processes():
         os.kill(pid, signal.SIGKILL)
     ended = lab.wait_final(job)
