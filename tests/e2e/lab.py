@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # That something took longer than it was given, and is done again or another way: a busy machine's,
 # and no fault.
 _LATE = re.compile(
-    r" warning: (cannot \S+ \S+ yet, trying again|machine \d+ cannot start from memory, boots|idle): "
+    r" warning: (cannot \S+ \S+ yet, trying again|machine \d+ cannot start from memory, boots"
+    r"|there is no memory snapshot, machine \d+ boots|idle): "
     r".*(longer than|in time|too long|does not listen)"
 )
 PROFILE = """\

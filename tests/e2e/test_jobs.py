@@ -17,7 +17,7 @@ import pytest
 
 from tests.e2e.lab import Lab, git_repo, laboratory
 
-pytestmark = [pytest.mark.vm, pytest.mark.slow]
+pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 WORK = r"""
 set -e
@@ -68,7 +68,14 @@ for path in ("/run/agentlab/identity.json", "/run/agentlab/bootstrap.json", "/ru
         print("secret kept")
 PY
 """
-FILL = 'dd if=/dev/zero of=big bs=1M 2>/dev/null; echo full; echo kept > "$AGENTLAB_ARTIFACTS_DIR/kept"; exit 5'
+# Room is taken first, and only what is left then is written.
+FILL = r"""
+fallocate -l "$(df --output=avail -B1 . | tail -1)" big 2>/dev/null
+dd if=/dev/zero of=more bs=1M 2>/dev/null
+echo full
+echo kept > "$AGENTLAB_ARTIFACTS_DIR/kept"
+exit 5
+"""
 SHORT = {"ttl": "5m", "handback": "2m"}
 TABLE = {
     "work": (WORK, {}),
@@ -81,7 +88,7 @@ TABLE = {
         "trap '' TERM; echo begun > begun.txt; while :; do sleep 1; done",
         SHORT,
     ),
-    "fills": (FILL, {"ttl": "10m"}),
+    "fills": (FILL, {}),
     "hostile": (HOSTILE, {}),
     "bomb": ("echo begun > begun.txt; f() { f & f & sleep 5; }; f", SHORT),
     "greedy": ("echo begun > begun.txt; python3 -c 'x = []\nwhile 1: x += [bytes(1 << 20)]'", SHORT),
