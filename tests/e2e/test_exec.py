@@ -192,4 +192,4 @@ def test_an_interrupt_ends_it_in_the_guest(lab: Lab, box: str) -> None:
     left = "for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' <$f; echo; done | grep '^sleep 7777'"
     assert run(lab, "exec", box, "--", "sh", "-c", left).returncode == 1
     # its own, once those that ran before it have been forgotten
-    assert until(lambda: len(kept(lab, box) - before) == 1, pause=1.0)
+    assert until(lambda: len(kept(lab, box) - before) == 1, 120, pause=3.0)
