@@ -62,10 +62,13 @@ class Jumps:
 
 
 class Stamps:
-    """Points in wall time as deadlines: a clock that is set later moves none that was seen before."""
+    """Points in wall time as deadlines: a clock that is set later moves none that was seen before.
+
+    Nor does it move one that took the place of such a one since the look before.
+    """
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[float, Deadline]] = {}
+        self._seen: dict[str, tuple[float, Deadline, Jumps]] = {}
 
     def deadline(
         self, key: str, at: float, *, jumped: float = 0.0, most: float = float("inf")
@@ -76,8 +79,11 @@ class Stamps:
         `most` seconds it is over in any case.
         """
         seen = self._seen.get(key)
+        jumps = Jumps() if seen is None else seen[2]
+        jumped = max(jumped, jumps.since())
         if seen is None or seen[0] != at:
-            seen = self._seen[key] = (at, Deadline.after(min(at - now() + jumped, most)))
+            until = Deadline.after(min(at - now() + jumped, most))
+            seen = self._seen[key] = (at, until, jumps)
         return seen[1]
 
     def forget(self, key: str) -> None:

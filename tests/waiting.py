@@ -13,12 +13,17 @@ PATIENCE = 60.0  # seconds; a busy machine needs less, and nobody waits for them
 T = TypeVar("T")
 
 
+def seen(look: Callable[[], T], seconds: float = PATIENCE, *, pause: float = 0.02) -> T:
+    """What `look` gives as soon as it is true, or at the end of its time: to be asserted."""
+    end = time.monotonic() + seconds
+    while not (found := look()) and time.monotonic() < end:
+        time.sleep(pause)
+    return found
+
+
 def until(true: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Waits until it is true."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
+    assert seen(true, seconds, pause=0.01), "it did not happen in time"
 
 
 def read_until(store: Store, look: Callable[[Tx], T], right: Callable[[T], object]) -> T:

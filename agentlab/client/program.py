@@ -63,6 +63,7 @@ class Program:
         patience: float = _PATIENCE,
     ) -> None:
         self._client = client
+        self.sandbox = sandbox
         self._order = order
         self._path = {"vmid": sandbox, "id": order.id}
         self._source = source

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from agentlab.clock import Deadline, Stamps
+from agentlab import clock
+from agentlab.clock import Deadline, Jumps, Stamps
 from agentlab.engine.runner import Runner
 from agentlab.model.job import JobEvent
 from agentlab.operations import job_run
@@ -17,21 +18,25 @@ _START = 120.0  # seconds after the daemon's start that jobs found unfinished ha
 
 
 class Deadlines:
-    """The last word: whatever an operation is stuck in, its job ends."""
+    """The last word: whatever an operation is stuck in, its job ends; a clock that is set ends none."""
 
     def __init__(self, world: World, runner: Runner, *, start: float = _START) -> None:
         self._world = world
         self._runner = runner
         self._stamps = Stamps()
+        self._jumps = Jumps()
         self._from = Deadline.after(start)
 
     def check(self) -> None:
         """One look at all unfinished jobs."""
         with self._world.store.read() as tx:
             unfinished = jobs.unfinished(tx)
+        jumped = self._jumps.since()  # asked last: what was read is from before it
         self._stamps.keep({job.id for job in unfinished})
         for job in unfinished:
-            if self._stamps.deadline(job.id, job.deadline).passed and self._from.passed:
+            most = job.deadline - min(job.created, clock.now())
+            until = self._stamps.deadline(job.id, job.deadline, jumped=jumped, most=most)
+            if until.passed and self._from.passed:
                 self._expire(job.id)
 
     def _expire(self, job_id: str) -> None:

@@ -13,7 +13,7 @@ from agentlab.errors import AgentLabError, NotFound, NotOurs
 from agentlab.hypervisor.base import Power
 from agentlab.model.job import JOB, Job, JobEvent
 from agentlab.model.profile import After
-from agentlab.model.sandbox import SandboxEvent
+from agentlab.model.sandbox import Sandbox, SandboxEvent
 from agentlab.operations import handed_back
 from agentlab.operations.boot import close_record, is_off, unfence
 from agentlab.operations.context import World
@@ -76,6 +76,7 @@ class _JobRun:
         lease = float(str(call.saved.get("lease") or clock.now() + plan.ttl))
         if not call.saved:
             call.save(lease=lease)
+        self._leases.deadline(call.operation.id, lease)  # seen before anybody sets the clock
         with call.store.write() as tx:
             if tokens.find(tx, token.fingerprint) is None:
                 address = call.text("reserve", "address")
@@ -105,6 +106,7 @@ class _JobRun:
 
     def revoke(self, call: Call) -> Result:
         job = call.operation.job
+        self._forget(call)
         return lambda tx: _revoked(tx, job)
 
     def await_report(self, call: Call) -> Result:
@@ -112,19 +114,25 @@ class _JobRun:
         with call.store.read() as tx:
             job = jobs.get(tx, call.operation.job)
             claimed = tokens.spent(tx, job.id)
-            lease = sandboxes.get(tx, vmid_of(call)).lease_until  # it may have been renewed
+            box = sandboxes.get(tx, vmid_of(call))  # its lease may have been renewed
         if job.report is not None:
+            self._forget(call)
             status = str(job.report.get("status"))
             return {"outcome": status, "reason": _reason(job), "reported": True}
-        given_up = self._lease_over(call, lease) or self._silent(call, claimed) or self._lost(call)
+        given_up = self._lease_over(call, box) or self._silent(call, claimed) or self._lost(call)
         if given_up is not None:
-            self._leases.forget(call.operation.id)
+            self._forget(call)
             return given_up
         raise Wait("the agent's report", after=self._look)
 
-    def _lease_over(self, call: Call, lease: float) -> Output | None:
+    def _forget(self, call: Call) -> None:
+        for key in (call.operation.id, _cancel_of(call)):
+            self._leases.forget(key)
+
+    def _lease_over(self, call: Call, box: Sandbox) -> Output | None:
         """The lease by the clock as it was first seen: who sets the clock ends no lease."""
-        until = self._leases.deadline(call.operation.id, lease)
+        most = box.ttl or float("inf")
+        until = self._leases.deadline(call.operation.id, box.lease_until, most=most)
         grace = Deadline(max(until.at, self._born) + _GRACE)
         if grace.passed:
             return _unreported("timeout", "the lease ended and no report had come")
@@ -160,11 +168,9 @@ class _JobRun:
         handback = float(str(call.operation.input["handback"])) + _GRACE
         asked = call.saved.get("cancel_seen")
         if asked is None:
-            call.save(cancel_seen=clock.now())
-            return False
-        return self._leases.deadline(
-            f"{call.operation.id} cancel", float(str(asked)) + handback
-        ).passed
+            asked = clock.now()
+            call.save(cancel_seen=asked)
+        return self._leases.deadline(_cancel_of(call), float(str(asked)) + handback).passed
 
     def collect(self, call: Call) -> Result:
         """From here on nothing more is taken from the guest; what came is measured and kept."""
@@ -246,6 +252,10 @@ def outcome(tx: Tx, operation: str) -> tuple[JobEvent, str] | None:
         return None
     event = _OUTCOME.get(str(step.output["outcome"]), JobEvent.FAIL)
     return event, str(step.output["reason"])
+
+
+def _cancel_of(call: Call) -> str:
+    return f"{call.operation.id} cancel"
 
 
 def _unreported(outcome: str, reason: str) -> Output:

@@ -220,6 +220,23 @@ def test_who_waits_no_longer_ends_the_program(cli: Cli, bench: Bench, box: str) 
     assert _gone(bench, box)
 
 
+def test_a_program_that_could_not_be_ended_may_still_run(cli: Cli, bench: Bench, vmid: str) -> None:
+    """Then nobody is told that it was ended."""
+    assert bench.hypervisor.shell is not None
+
+    def refuse(what: str) -> None:
+        if what == "end":
+            raise Unavailable("the guest agent does not answer")
+
+    bench.hypervisor.shell.before = refuse
+    done = cli("exec", "--timeout", "1s", vmid, "--", "sleep", "9")
+    assert (done.returncode, done.stderr.decode()) == (3, (
+        "error: gave up waiting after 1s: the program in the sandbox may still run: "
+        "the guest agent does not answer\n"
+        f"hint: see what runs there: agentlab sandbox exec --user root {vmid} -- ps -ef\n"
+    ))  # fmt: skip
+
+
 def test_the_first_use_of_a_sandbox_that_is_ready(bench: Bench, vmid: str) -> None:
     """By the job that holds it, not; afterwards by us, once."""
 

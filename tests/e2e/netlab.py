@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import secrets
 import select
 import signal
 import socket
@@ -28,6 +29,7 @@ from agentlab.model.profile import NetworkMode
 from agentlab.network.address import mac_for, tap_name, tap_of
 from agentlab.network.fence import Fence
 from agentlab.network.settings import Member, NetworkSettings
+from tests.waiting import seen
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
@@ -349,7 +351,7 @@ def lab(*, own_taps: bool = True, bridge: str = "") -> Iterator[Lab]:
         world.close()
 
 
-# --- probes: each says whether something came back ----------------------------------------------
+# --- probes: each says whether something came back; where it must, it is asked again ------------
 
 
 def tcp(netns: str, address: str, port: int, *, timeout: float = 0.7) -> str:
@@ -365,6 +367,11 @@ def tcp(netns: str, address: str, port: int, *, timeout: float = 0.7) -> str:
                 return ""
 
     return inside(netns, work)
+
+
+def reached(netns: str, address: str, port: int) -> str:
+    """As `tcp`, where there is a way: who was cut off is told "no route" until it asks anew."""
+    return seen(lambda: tcp(netns, address, port))
 
 
 def udp(netns: str, address: str, port: int, *, timeout: float = 0.7) -> str:
@@ -405,8 +412,15 @@ def ping(netns: str, address: str) -> str:
     return inside(netns, work)
 
 
-def frame_heard(sender: str, frame: bytes, listener: str, device: str, marker: bytes) -> bool:
-    """Whether a frame put on `sender`'s eth0 shows up, with its marker, on a device elsewhere."""
+def frame_heard(
+    sender: str, frame: bytes, listener: str, device: str, marker: bytes, *, wanted: bool = False
+) -> bool:
+    """Whether a frame put on `sender`'s eth0 shows up, with its marker, on a device elsewhere.
+
+    It goes out with a marker of its own, so that nobody hears it for another one that is late.
+    One that is `wanted` is sent until it is heard.
+    """
+    own = secrets.token_hex(len(marker))[: len(marker)].encode()
 
     def listen() -> socket.socket:
         ear = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
@@ -417,14 +431,22 @@ def frame_heard(sender: str, frame: bytes, listener: str, device: str, marker: b
     def send() -> None:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as mouth:
             mouth.bind(("eth0", 0))
-            mouth.send(frame)
+            mouth.send(frame.replace(marker, own))
 
     with inside(listener, listen) as ear:
-        inside(sender, send)
-        try:
-            while True:
-                data = ear.recv(2000)
-                if marker in data:
-                    return True
-        except TimeoutError:
-            return False
+
+        def heard() -> bool:
+            inside(sender, send)
+            return hears(ear, own)
+
+        return seen(heard) if wanted else heard()
+
+
+def hears(ear: socket.socket, marker: bytes) -> bool:
+    """Whether a packet with this marker comes before there is silence for as long as it listens."""
+    try:
+        while marker not in ear.recv(2000):
+            pass
+    except TimeoutError:
+        return False
+    return True

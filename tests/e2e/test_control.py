@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from agentlab.api import table
 from agentlab.client.client import Client
 from agentlab.model.drift import GONE, LOST_POWER
 from tests.e2e.lab import Lab, git_repo, laboratory
+from tests.waiting import seen
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow]
 
@@ -25,21 +24,19 @@ SLEEPS = 'echo before; echo kept > "$AGENTLAB_REPO_DIR/kept.txt"; sleep 3000'
 def made(client: Client) -> int:
     """The VMID of a sandbox that is READY."""
     asked = client.call(table.SANDBOX_CREATE, m.SandboxRequest(profile="sleeps"))
-    until = time.monotonic() + 300
-    while time.monotonic() < until:
-        found = client.call(table.OPERATION_SHOW, path={"id": asked.id})
-        if found.final:
-            assert found.state == "done", found
-            return found.vmid
-        time.sleep(0.5)
-    raise AssertionError(found)
+
+    def found() -> m.OperationView:
+        return client.call(table.OPERATION_SHOW, path={"id": asked.id})
+
+    assert seen(lambda: found().final, 300, pause=0.5), found()
+    assert found().state == "done", found()
+    return found().vmid
 
 
-def kill(lab: Lab, vmid: int) -> None:
-    """The VM dies; nobody told us."""
+def process_of(lab: Lab, vmid: int) -> int:
     pid = int((lab.scratch / f"data/machines/{vmid}/pid").read_text())
     assert pid in lab.processes()
-    os.kill(pid, signal.SIGKILL)
+    return pid
 
 
 def test_vms_that_die_behind_our_back_are_noticed_and_mended() -> None:
@@ -49,17 +46,21 @@ def test_vms_that_die_behind_our_back_are_noticed_and_mended() -> None:
         lab.start()
         client = Client(str(lab.socket))
         dead, gone, well = made(client), made(client), made(client)
-        kill(lab, dead)
-        kill(lab, gone)
-        shutil.rmtree(lab.scratch / f"data/machines/{gone}")
-        until = time.monotonic() + 150
-        while time.monotonic() < until:
-            live = {each.vmid: each for each in client.call(table.SANDBOX_LIST).sandboxes}
-            if {live[dead].state, live[gone].state} == {"STOPPED", "FAILED"}:
-                break
-            time.sleep(1)
-        assert [live[each].state for each in (dead, gone, well)] == ["STOPPED", "FAILED", "READY"]
-        assert (live[dead].reason, live[gone].reason) == (LOST_POWER, GONE)
+        os.kill(process_of(lab, dead), signal.SIGKILL)
+        last = process_of(lab, gone)
+        # before it dies: it is never seen there without power
+        (lab.scratch / f"data/machines/{gone}").rename(lab.scratch / "gone")
+        os.kill(last, signal.SIGKILL)
+
+        def live() -> dict[int, m.SandboxView]:
+            return {each.vmid: each for each in client.call(table.SANDBOX_LIST).sandboxes}
+
+        def states() -> list[str]:
+            return [live()[each].state for each in (dead, gone, well)]
+
+        ends = ["STOPPED", "FAILED", "READY"]
+        assert seen(lambda: states() == ends, 150, pause=1.0), states()
+        assert (live()[dead].reason, live()[gone].reason) == (LOST_POWER, GONE)
         found = client.call(table.RECONCILE_LOOK)
         assert [(each.kind, each.vmid) for each in found.drifts] == [("missing VM", gone)]
         (closed,) = client.call(table.RECONCILE_APPLY).drifts
@@ -69,10 +70,7 @@ def test_vms_that_die_behind_our_back_are_noticed_and_mended() -> None:
             client.call(
                 table.SANDBOX_DESTROY, m.DestroyRequest(force=True), path={"vmid": str(vmid)}
             )
-        until = time.monotonic() + 60
-        while lab.leftovers() and time.monotonic() < until:
-            time.sleep(0.5)
-        assert lab.leftovers() == []
+        assert seen(lambda: not lab.leftovers(), 150, pause=0.5), lab.leftovers()
         assert len(lab.warnings()) == 2, lab.warnings()  # one for each, told once
 
 

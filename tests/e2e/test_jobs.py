@@ -17,7 +17,7 @@ import pytest
 
 from tests.e2e.lab import Lab, git_repo, laboratory
 
-pytestmark = [pytest.mark.vm, pytest.mark.slow]
+pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 WORK = r"""
 set -e
@@ -42,7 +42,7 @@ import socket, urllib.request, urllib.error, os, json
 def ask(method, path, body=b"", **headers):
     request = urllib.request.Request("http://10.77.0.1:8844" + path, body or None, headers, method=method)
     try:
-        return urllib.request.urlopen(request, timeout=10).status
+        return urllib.request.urlopen(request, timeout=120).status
     except urllib.error.HTTPError as error:
         return error.code
 job = os.environ["AGENTLAB_JOB_ID"]
@@ -52,13 +52,13 @@ print("garbage", ask("POST", "/guest/v1/claim", b"\x00\xff{"))
 print("nobody", ask("POST", f"/guest/v1/jobs/{job}/report", b"{}", Authorization="Bearer " + "x" * 43))
 print("climb", ask("PUT", f"/guest/v1/jobs/{job}/artifacts/../../../x", b"x", Authorization="Bearer " + "x" * 43))
 print("api", ask("GET", "/v1/jobs"))
-def reach(host, port):
-    s = socket.socket(); s.settimeout(2)
+def reach(host, port, patience=2):
+    s = socket.socket(); s.settimeout(patience)
     try:
         s.connect((host, port)); return "open"
     except OSError as error:
         return "closed"
-print("listener", reach("10.77.0.1", 8844))
+print("listener", reach("10.77.0.1", 8844, 60))
 print("ssh", reach("10.77.0.1", 2222))
 print("lan", reach("192.168.77.1", 80))
 for path in ("/run/agentlab/identity.json", "/run/agentlab/bootstrap.json", "/run/agentlab"):
@@ -68,8 +68,15 @@ for path in ("/run/agentlab/identity.json", "/run/agentlab/bootstrap.json", "/ru
         print("secret kept")
 PY
 """
-FILL = 'dd if=/dev/zero of=big bs=1M 2>/dev/null; echo full; echo kept > "$AGENTLAB_ARTIFACTS_DIR/kept"; exit 5'
-SHORT = {"ttl": "3m", "handback": "2m"}
+# Room is taken first, and only what is left then is written.
+FILL = r"""
+fallocate -l "$(df --output=avail -B1 . | tail -1)" big 2>/dev/null
+dd if=/dev/zero of=more bs=1M 2>/dev/null
+echo full
+echo kept > "$AGENTLAB_ARTIFACTS_DIR/kept"
+exit 5
+"""
+SHORT = {"ttl": "5m", "handback": "2m"}
 TABLE = {
     "work": (WORK, {}),
     "exits": ("echo partial > out.txt; echo bye; exit 3", {}),
@@ -81,7 +88,7 @@ TABLE = {
         "trap '' TERM; echo begun > begun.txt; while :; do sleep 1; done",
         SHORT,
     ),
-    "fills": (FILL, {"ttl": "10m"}),
+    "fills": (FILL, {}),
     "hostile": (HOSTILE, {}),
     "bomb": ("echo begun > begun.txt; f() { f & f & sleep 5; }; f", SHORT),
     "greedy": ("echo begun > begun.txt; python3 -c 'x = []\nwhile 1: x += [bytes(1 << 20)]'", SHORT),
@@ -128,7 +135,7 @@ def ended(lab: Lab) -> dict[str, Ended]:
         "import socket,time\n"
         "for a in (('0.0.0.0',2222),('192.168.77.1',80)):\n"
         "  s=socket.socket();s.bind(a);s.listen(5);globals()['s%d'%a[1]]=s\n"
-        "for a in (('10.77.0.1',2222),('192.168.77.1',80)): socket.create_connection(a,2)\n"
+        "for a in (('10.77.0.1',2222),('192.168.77.1',80)): socket.create_connection(a,60)\n"
         "print('open',flush=True);time.sleep(3600)\n"
     )
     doors = subprocess.Popen(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,18 +17,22 @@ from agentlab.errors import Conflict, NotFound, Unavailable
 from agentlab.model.profile import NetworkMode
 from agentlab.network import nft
 from agentlab.run import CommandFailed, Completed
+from tests.waiting import seen
 
 sys.path.insert(0, str(Path(__file__).parent))
 import netlab  # modules beside this file, whatever the import mode
 import test_network_fence as fenced
-from netlab import HOST, PORT, Guest, Lab, frame_heard, inside, shell, tcp
+from netlab import HOST, PORT, Guest, Lab, frame_heard, inside, reached, shell, tcp
 from test_network_fence import (
     EVERYONE,
     MARKER,
     REACH,
     World,
+    all_of,
     arp,
     frames,
+    from_nat,
+    from_off,
     ip_packet,
     mac,
     probe_all,
@@ -37,8 +40,6 @@ from test_network_fence import (
 
 REFUSED = netlab.usable()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(REFUSED != "", reason=REFUSED)]
-
-PATIENT = 10.0  # seconds: a guest that was cut off asks for the host's MAC once a second, and gives up at times
 
 
 @pytest.fixture(scope="module", params=["1", "0"], ids=["netfilter-bridged", "plain-bridge"])
@@ -107,19 +108,23 @@ def _names(lab: Lab) -> dict[str, tuple[object, ...]]:
 
 
 def test_guests_reach_what_their_mode_says(world: World) -> None:
-    assert probe_all(world.a) == {reach: reach[3] for reach in REACH}
-    assert probe_all(world.c) == {reach: reach[4] for reach in REACH}
+    assert probe_all(world.a, from_nat) == {reach: from_nat(reach) for reach in REACH}
+    assert probe_all(world.c, from_off) == {reach: from_off(reach) for reach in REACH}
     with world.lab.no_fence():
         for guest in (world.a, world.c):
-            assert [reach for reach, answered in probe_all(guest).items() if not answered] == []
+            found = probe_all(guest, all_of)
+            assert [reach for reach, answered in found.items() if not answered] == []
 
 
 def test_nobody_poses_as_another(world: World) -> None:
-    def heard() -> dict[str, bool]:
+    def heard(*, fenced: bool) -> dict[str, bool]:
         return {
-            name: frame_heard(world.a.netns, frame, lab.host, lab.settings.bridge, MARKER)
-            for name, (_, frame) in sent.items()
-        }
+            name: frame_heard(
+                world.a.netns, frame, lab.host, lab.settings.bridge, MARKER,
+                wanted=honest or not fenced,
+            )
+            for name, (honest, frame) in sent.items()
+        }  # fmt: skip
 
     lab = world.lab
     bridge_mac = str(links(lab)["vmbr1"]["address"])
@@ -127,9 +132,9 @@ def test_nobody_poses_as_another(world: World) -> None:
         name: (honest, _to(frame, bridge_mac, lab))
         for name, (honest, frame) in frames(world).items()
     }
-    assert heard() == {name: honest for name, (honest, _) in sent.items()}
+    assert heard(fenced=True) == {name: honest for name, (honest, _) in sent.items()}
     with lab.no_fence():
-        assert heard() == dict.fromkeys(sent, True)
+        assert heard(fenced=False) == dict.fromkeys(sent, True)
 
 
 def _to(frame: bytes, bridge_mac: str, lab: Lab) -> bytes:
@@ -148,15 +153,15 @@ def test_guests_hear_nothing_of_each_other_without_isolation(world: World) -> No
         "unknown MAC": mac("02:00:00:00:99:99") + mine + b"\x08\x00" + packet,
     }
 
-    def heard() -> dict[str, bool]:
+    def heard(*, wanted: bool) -> dict[str, bool]:
         return {
-            name: frame_heard(world.a.netns, frame, world.b.netns, "eth0", MARKER)
+            name: frame_heard(world.a.netns, frame, world.b.netns, "eth0", MARKER, wanted=wanted)
             for name, frame in sent.items()
         }
 
-    assert heard() == dict.fromkeys(sent, False)
+    assert heard(wanted=False) == dict.fromkeys(sent, False)
     with world.lab.no_fence():
-        assert heard() == dict.fromkeys(sent, True)
+        assert heard(wanted=True) == dict.fromkeys(sent, True)
 
 
 @pytest.fixture(scope="module")
@@ -172,21 +177,22 @@ def test_a_stranger_on_the_bridge_reaches_nothing_and_nobody(world: World, stran
     to_guest = others + mine + b"\x08\x00" + ip_packet(stranger.address, world.b.address)
     to_stranger = mine + others + b"\x08\x00" + ip_packet(world.b.address, stranger.address)
 
-    def meet() -> list[bool]:
+    def meet(*, wanted: bool) -> list[bool]:
+        seconds = 60 if wanted else 0
         return [
-            bool(reaches(stranger)),
-            frame_heard(stranger.netns, to_guest, world.b.netns, "eth0", MARKER),
-            frame_heard(world.b.netns, to_stranger, stranger.netns, "eth0", MARKER),
-            tcp(lab.host, stranger.address, 22) != "",
+            bool(seen(lambda: reaches(stranger), seconds)),
+            frame_heard(stranger.netns, to_guest, world.b.netns, "eth0", MARKER, wanted=wanted),
+            frame_heard(world.b.netns, to_stranger, stranger.netns, "eth0", MARKER, wanted=wanted),
+            seen(lambda: tcp(lab.host, stranger.address, 22), seconds) != "",
         ]
 
-    assert meet() == [False] * 4
+    assert meet(wanted=False) == [False] * 4
     frame_heard(stranger.netns, posing, lab.host, lab.settings.bridge, MARKER)
     neighbour = shell("ip", "-n", lab.host, "neigh", "show", world.b.address)
     assert stranger.member.mac not in neighbour
-    assert tcp(world.b.netns, HOST, PORT) == world.b.address
+    assert reached(world.b.netns, HOST, PORT) == world.b.address
     with lab.no_fence():
-        assert meet() == [True] * 4
+        assert meet(wanted=True) == [True] * 4
 
 
 def test_the_first_frame_of_a_tap_that_appears_is_fenced(world: World) -> None:
@@ -198,18 +204,10 @@ def test_the_first_frame_of_a_tap_that_appears_is_fenced(world: World) -> None:
     mine = mac(late.mac)
     forged = EVERYONE + mine + b"\x08\x00" + ip_packet(HOST, "255.255.255.255")
     assert not frame_heard(guest.netns, forged, lab.host, lab.settings.bridge, MARKER)
-    assert tcp(guest.netns, HOST, PORT) == guest.address
+    assert reached(guest.netns, HOST, PORT) == guest.address
     with lab.no_fence():
-        assert frame_heard(guest.netns, forged, lab.host, lab.settings.bridge, MARKER)
+        assert frame_heard(guest.netns, forged, lab.host, lab.settings.bridge, MARKER, wanted=True)
     world.restore()
-
-
-def back(guest: Guest) -> str:
-    """Who the server sees; a guest that was cut off may be told "no route" before it asks anew."""
-    until = time.monotonic() + PATIENT
-    while not (seen := tcp(guest.netns, HOST, PORT)) and time.monotonic() < until:
-        time.sleep(0.1)
-    return seen
 
 
 def test_who_leaves_is_shut_out_and_its_tap_is_left_alone(world: World) -> None:
@@ -221,7 +219,7 @@ def test_who_leaves_is_shut_out_and_its_tap_is_left_alone(world: World) -> None:
         assert links(lab)[world.b.member.tap]["master"] == "vmbr1"
     finally:
         world.restore()
-    assert back(world.b) == world.b.address
+    assert reached(world.b.netns, HOST, PORT) == world.b.address
 
 
 def test_without_rules_nothing_may_have_power(
@@ -275,7 +273,7 @@ def test_the_end_leaves_bridge_and_taps_and_no_rule(world: World) -> None:
     assert "agentlab" not in lab.ruleset()
     inside(lab.host, lab.fence.ensure)
     world.restore()
-    assert back(world.a) == world.a.address
+    assert reached(world.a.netns, HOST, PORT) == world.a.address
 
 
 def test_the_bridge_must_have_our_address(world: World) -> None:

@@ -30,7 +30,7 @@ ip -br -4 address show eth0 > "$AGENTLAB_ARTIFACTS_DIR/address"
 python3 - <<'PY' > "$AGENTLAB_ARTIFACTS_DIR/reach"
 import socket
 for host, port in (("10.77.0.1", 8844), ("10.77.0.1", 8080), ("192.168.77.1", 8080)):
-    s = socket.socket(); s.settimeout(2)
+    s = socket.socket(); s.settimeout(60 if port == 8844 else 2)
     try:
         s.connect((host, port)); print(port, "open")
     except OSError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from tests.e2e.lab import git_repo, internet
 from tests.e2e.workspaces import Place, number_in, volumes, workspace_laboratory
+from tests.waiting import seen
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -119,12 +119,12 @@ def test_a_job_waits_visibly_for_a_workspace(place: Place) -> None:
     assert refused.returncode == 1
     assert f"sandbox {holder} has it" in refused.stderr
     assert "--workspace-wait" in refused.stderr
-    job = lab.run_job("work", "t", repo, "--workspace", "held", "--workspace-wait", "2m")
-    until = time.monotonic() + 60
-    while f"sandbox {holder} has it" not in (said := lab.cli("job", "show", str(job["id"])).stdout):
-        assert time.monotonic() < until, said
-        time.sleep(0.2)
-    print(said)
+    job = lab.run_job("work", "t", repo, "--workspace", "held", "--workspace-wait", "30m")
+
+    def said() -> str:
+        return lab.cli("job", "show", str(job["id"])).stdout
+
+    assert seen(lambda: f"sandbox {holder} has it" in said(), 300, pause=0.2), said()
     short = lab.run_job("work", "t", repo, "--workspace", "held", "--workspace-wait", "2s")
     failed = lab.wait_final(str(short["id"]))
     assert failed["state"] == "FAILED"

@@ -55,7 +55,7 @@ handback: 5s
 after: {after}
 agent: {{command: 'true'}}
 """
-_PATIENCE = 60.0
+PATIENCE = 120.0  # seconds: it only ends a hang
 _OURS = {"READY": "running", "RUNNING": "running", "SUSPENDED": "paused", "STOPPED": "stopped"}
 
 
@@ -185,7 +185,7 @@ class Bench:
 
     @property
     def client(self) -> Client:
-        return Client(str(self.scratch / "api.sock"), timeout=20.0)
+        return Client(str(self.scratch / "api.sock"), timeout=PATIENCE)
 
     # ------------------------------------------------------------------- the daemon's life
 
@@ -210,7 +210,7 @@ class Bench:
         assert not self.daemon
         self.daemon = self.tell(start=asdict(self.order))
         self.starts += 1
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             if self.is_dead():
                 break
@@ -249,7 +249,7 @@ class Bench:
     def stop(self) -> None:
         """As systemd does it."""
         os.kill(self.daemon, signal.SIGTERM)
-        assert self.is_dead(30), "it does not end"
+        assert self.is_dead(PATIENCE), "it does not end"
         assert self.reap() == 0
 
     def second(self) -> tuple[int, str]:
@@ -293,7 +293,7 @@ class Bench:
         return found
 
     def ended(self, operation: str) -> m.OperationView:
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + PATIENCE
         while True:
             found = self.client.call(table.OPERATION_SHOW, path={"id": operation})
             if found.final:
@@ -306,7 +306,7 @@ class Bench:
         return self.ask(table.JOB_CREATE, spec, key=key)  # type: ignore[no-any-return]
 
     def until_job(self, job: str, *states: str) -> dict[str, Any]:
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + PATIENCE
         while True:
             (row,) = self.rows("SELECT * FROM job WHERE id = ?", job)
             if row["state"] in states:
@@ -314,7 +314,7 @@ class Bench:
             assert time.monotonic() < until, f"{row}\n{self.log()[-3000:]}"
             time.sleep(0.02)
 
-    def quiet(self, seconds: float = _PATIENCE) -> None:
+    def quiet(self, seconds: float = PATIENCE) -> None:
         """Waits until no operation is unfinished, and no lease's end has to be tried again."""
         until = time.monotonic() + seconds
         while rows := [
@@ -334,13 +334,15 @@ class Bench:
                 self._tell({"rows": [f"{self.scratch}/data/agentlab.db", sql, values]})
             )  # type: ignore[no-any-return]
         uri = f"file:{self.data / 'agentlab.db'}?mode=ro"
-        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=10)) as connection:
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=PATIENCE)) as connection:
             connection.row_factory = sqlite3.Row
             return [dict(row) for row in connection.execute(sql, values)]
 
     def poke(self, sql: str, *values: object) -> None:
         """Changes the database beside the daemon: for what no request can bring about."""
-        with contextlib.closing(sqlite3.connect(self.data / "agentlab.db", timeout=10)) as found:
+        with contextlib.closing(
+            sqlite3.connect(self.data / "agentlab.db", timeout=PATIENCE)
+        ) as found:
             found.execute(sql, values)
             found.commit()
 
@@ -681,7 +683,7 @@ def bench(
         assert forge.stdin is not None
         assert forge.stdout is not None
         forge.stdin.close()
-        forge.wait(10)
+        forge.wait(PATIENCE)
         forge.stdout.close()
         shutil.rmtree(scratch, ignore_errors=True)
 

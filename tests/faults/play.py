@@ -13,10 +13,9 @@ import pytest
 
 from agentlab.client.unix import Lost
 from agentlab.errors import AgentLabError, Unreachable
-from tests.faults.bench import Bench
+from tests.faults.bench import PATIENCE, Bench
 from tests.faults.scenario import Scenario, Target, look
 
-_DEATH = 30.0
 # `make test` has some of the cases, `make soak` all of them
 PARTS = pytest.mark.parametrize("part", ["some", pytest.param("all", marks=pytest.mark.soak)])
 # a daemon that is killed hangs up, and the stand-in's side of it is collected some time later
@@ -116,7 +115,7 @@ def die(
     """
     with contextlib.suppress(Lost, Unreachable):
         target.operation = scenario.ask(bench, target)
-    until = time.monotonic() + _DEATH
+    until = time.monotonic() + PATIENCE
     while not bench.is_dead(0.01):
         busy = bench.rows("SELECT id FROM operation WHERE state IN ('doing', 'undoing')")
         if time.monotonic() > until or (not busy and not bench.is_dead(0.3)):

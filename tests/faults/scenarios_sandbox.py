@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from agentlab.api import messages as m
 from agentlab.api import table
-from tests.faults.bench import Bench
+from tests.faults.bench import PATIENCE, Bench
 from tests.faults.scenario import (
     DONE,
     DOWN,
@@ -20,6 +20,7 @@ from tests.faults.scenario import (
     apart,
     had,
 )  # fmt: skip
+from tests.waiting import seen
 
 # ------------------------------------------------------------------- what they begin with
 
@@ -89,10 +90,7 @@ def at_work(bench: Bench) -> Target:
     """A job that goes on until it is told to end."""
     job = bench.job("hold")
     row = bench.until_job(job.id, "RUNNING")
-    until = time.monotonic() + 30
-    while not bench.guests.claimed[job.id]:
-        assert time.monotonic() < until, "nobody fetched the job"
-        time.sleep(0.02)
+    assert seen(lambda: bench.guests.claimed[job.id], PATIENCE), "nobody fetched the job"
     return Target(row["vmid"], job.id, row["operation"])
 
 
@@ -100,14 +98,15 @@ def booting(bench: Bench) -> Target:
     """A creation that waits for its guest."""
     bench.guests.mute = True
     made = bench.ask(table.SANDBOX_CREATE, m.SandboxRequest("demo"))
-    until = time.monotonic() + 30
-    while True:
-        row = bench.rows("SELECT * FROM operation WHERE id = ?", made.id)[0]
+
+    def vmid() -> int:
+        (row,) = bench.rows("SELECT vmid FROM operation WHERE id = ?", made.id)
         vm = bench.node.vm(row["vmid"])
-        if vm is not None and vm.status == "running":
-            return Target(row["vmid"])
-        assert time.monotonic() < until, row
-        time.sleep(0.02)
+        return int(row["vmid"]) if vm is not None and vm.status == "running" else 0
+
+    found = seen(vmid, PATIENCE)
+    assert found, bench.rows("SELECT * FROM operation WHERE id = ?", made.id)
+    return Target(found)
 
 
 # ------------------------------------------------------------------- what is asked
@@ -131,10 +130,8 @@ def expire(bench: Bench, target: Target) -> str:
     sql = "SELECT id FROM operation WHERE vmid = ? AND kind = 'sandbox.expire'"
     if not bench.rows(sql, target.vmid):
         bench.poke("UPDATE sandbox SET lease_until = ? WHERE vmid = ?", time.time(), target.vmid)
-    until = time.monotonic() + 30
-    while not (rows := bench.rows(sql, target.vmid)):
-        assert time.monotonic() < until, bench.sandbox(target.vmid)
-        time.sleep(0.02)
+    rows = seen(lambda: bench.rows(sql, target.vmid), PATIENCE)
+    assert rows, bench.sandbox(target.vmid)
     return str(rows[0]["id"])
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
 from tests.fakes.sim_guests import WROTE
-from tests.faults.bench import Bench
+from tests.faults.bench import PATIENCE, Bench
 from tests.faults.scenario import (
     ALL,
     DONE,
@@ -23,6 +22,7 @@ from tests.faults.scenario import (
 )  # fmt: skip
 from tests.faults.scenarios_sandbox import cancel, times_out
 from tests.faults.scenarios_workspace import alone, asks, unmade
+from tests.waiting import seen
 
 _LEFT = "synced" + WROTE  # by a job
 
@@ -47,10 +47,7 @@ def job_at_work(bench: Bench) -> Target:
     target = alone(bench)
     job = bench.door("job", target.key, to="hold")
     row = bench.until_job(job.job, "RUNNING")
-    until = time.monotonic() + 30
-    while not bench.guests.claimed[job.job]:
-        assert time.monotonic() < until, "nobody fetched the job"
-        time.sleep(0.02)
+    assert seen(lambda: bench.guests.claimed[job.job], PATIENCE), "nobody fetched the job"
     return replace(target, vmid=row["vmid"], job=job.job, operation=job.operation)
 
 

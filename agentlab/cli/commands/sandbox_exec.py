@@ -56,11 +56,15 @@ def order_of(ctx: Context, argv: list[str], *, input: bool) -> m.ExecRequest:  #
 
 
 def followed(ctx: Context, program: Program) -> Generator[Item, None, None]:
-    """What happens, to the end.  Whatever ends us before that ends the program, too: close it."""
+    """What happens, to the end.  Whatever ends us before that ends the program, too: close it.
+
+    GaveUp and Interrupted say whether it was ended.
+    """
     seconds = ctx.args.seconds("--timeout")
     deadline = Deadline.after(_LONG if seconds is None else seconds)
     items = program.items()
     over = False
+    left: AgentLabError | None = None
     try:
         with _signals():
             for item in items:
@@ -69,16 +73,39 @@ def followed(ctx: Context, program: Program) -> Generator[Item, None, None]:
                     ctx.out.note(f"{item.error.message}; trying again", "yellow")
                 yield item
                 if deadline.passed and not over:
-                    why = f"gave up waiting after {ctx.args.text('--timeout')}"
-                    raise GaveUp(f"{why}: the program in the sandbox was ended")
+                    left = GaveUp(f"gave up waiting after {ctx.args.text('--timeout')}")
+                    raise left
     except KeyboardInterrupt as stopped:
-        raise Interrupted("interrupted: the program in the sandbox was ended") from stopped
+        left = Interrupted("interrupted")
+        raise left from stopped
     finally:
         items.close()
         ctx.out.still()
+        trouble = _ended(program, over=over)
+        if left is not None:
+            _say_whether_ended(left, program, trouble)
+
+
+def _ended(program: Program, *, over: bool) -> AgentLabError | None:
+    """Ends it; gives why nobody can say that it was ended."""
+    try:
         if program.begun:
-            with contextlib.suppress(AgentLabError):
-                program.end(ended=over)
+            program.end(ended=over)
+    except AgentLabError as error:
+        return error
+    return None
+
+
+def _say_whether_ended(
+    left: AgentLabError, program: Program, trouble: AgentLabError | None
+) -> None:
+    if trouble is None:
+        left.message += ": the program in the sandbox was ended"
+        return
+    left.message += f": the program in the sandbox may still run: {trouble.message}"
+    left.hint = (
+        f"see what runs there: agentlab sandbox exec --user root {program.sandbox} -- ps -ef"
+    )
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from agentlab.errors import Busy, Conflict, Denied, Invalid, NotFound, Unavailab
 from agentlab.hypervisor.base import Machine, Power
 from agentlab.model.job import JobState
 from agentlab.model.sandbox import SandboxState
-from agentlab.operations import job_run, requests
+from agentlab.operations import job_run, lease_requests, requests
 from agentlab.store import jobs, sandboxes, tokens
 from tests.unit.operations.bench import SPEC, Bench, bench
 from tests.waiting import until
@@ -365,3 +366,61 @@ def test_a_job_whose_machine_cannot_be_seen_goes_on(bench: Bench) -> None:
     bench.report(job)
     bench.until(job, JobState.COMPLETED)
     assert bench.clean()
+
+
+def test_a_clock_set_before_the_first_look_at_a_lease_ends_no_job(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its delivery, and after it was renewed: by its operation, and by who has the last word."""
+    watch, write = Deadlines(bench.world, bench.runner, start=0), bench.hypervisor.file_write
+
+    def write_late(*given: Any, **more: Any) -> None:
+        write(*given, **more)
+        _past(monkeypatch, 86400)
+
+    monkeypatch.setattr(bench.hypervisor, "file_write", write_late)
+    job = bench.create()
+    running = bench.until(job, JobState.RUNNING, JobState.TIMEOUT)
+    with bench.world.store.write() as tx:
+        tokens.spend(tx, bench.world.token(job.id).fingerprint, "session")
+    watch.check()
+    for _ in range(2):
+        bench.runner.wake(job.operation)
+        time.sleep(0.2)
+        assert bench.job(job).state is JobState.RUNNING
+        with bench.world.store.write() as tx:
+            lease_requests.extend(tx, sandboxes.get(tx, running.vmid), 600)
+        _past(monkeypatch, 86400)
+        watch.check()
+    bench.report(job)
+    bench.until(job, JobState.COMPLETED)
+
+
+def test_a_clock_set_forth_delays_no_last_word(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is asked for after it has the time that it was given, and no more."""
+    watch = Deadlines(bench.world, bench.runner, start=0)
+    _past(monkeypatch, 30 * 86400)
+    job = bench.create()
+    bench.until(job, JobState.RUNNING)
+    watch.check()
+    left = watch._stamps.deadline(job.id, bench.job(job).deadline).left
+    assert 0 < left < 86400
+
+
+def test_a_clock_set_while_a_cancel_is_waited_for_cuts_nothing_short(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = bench.create()
+    bench.until(job, JobState.RUNNING)
+    with bench.world.store.write() as tx:
+        tokens.spend(tx, bench.world.token(job.id).fingerprint, "session")
+        bench.runner.cancel(tx, job.operation)
+    time.sleep(0.2)
+    _past(monkeypatch, 3600)
+    bench.runner.wake(job.operation)
+    time.sleep(0.2)
+    assert bench.job(job).state is JobState.RUNNING
+    bench.report(job, "cancelled")
+    bench.until(job, JobState.CANCELLED)
