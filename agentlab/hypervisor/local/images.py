@@ -14,6 +14,7 @@ from agentlab.errors import Busy, Unavailable
 from agentlab.hypervisor.qemu_img import Progress, convert, render_convert
 
 _TIMEOUT = 120.0
+_CHANGE = 12 * 3600.0  # killed and begun again, a change of much metadata would never end
 _PATIENCE = 30.0
 _MIB = 1 << 20
 
@@ -91,7 +92,7 @@ def _change(*words: str | Path) -> None:
     deadline = Deadline.after(_PATIENCE)
     while True:
         try:
-            run.run(["qemu-img", *words], timeout=_TIMEOUT)
+            run.run(["qemu-img", *words], timeout=_CHANGE)
         except run.CommandFailed as failed:
             if b'Failed to get "write" lock' not in failed.completed.stderr:
                 raise
