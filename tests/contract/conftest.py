@@ -280,7 +280,7 @@ def _powered(
 ) -> Iterator[ProxmoxBench]:
     driver = ProxmoxHypervisor(connect(), settings(served, patience=20.0), tools)
     made = ProxmoxBench(
-        driver, served=served, connect=connect, tools=tools, memory=1024, patience=40.0
+        driver, served=served, connect=connect, tools=tools, memory=1024, patience=120.0
     )
     yield made
     made.clear()
