@@ -136,6 +136,7 @@ fi
 drop=
 [ "$2" = "$(id -u)" ] || drop="setpriv --reuid=$2 --regid=$3 --init-groups --"
 (
+    read -r sid _ </proc/self/stat && echo "$sid" >sid
     umask 022
     exec 5>&-
     exec setsid $drop env -i HOME="$5" USER="$4" LOGNAME="$4" SHELL="$6" LANG=C.UTF-8 \
@@ -143,7 +144,6 @@ drop=
         /bin/sh -c '. /proc/self/fd/9' <"$from" >out 2>err 9<program
 ) &
 program=$!
-echo $program >sid
 wait $program
 status=$?
 if [ "$7" = input ]; then
@@ -377,6 +377,10 @@ if [ "$word" = killed ]; then
     fi
 fi
 end_keeper
+# what was to become the program may have left the keeper's session meanwhile
+if [ "$word" = killed ] && [ -z "$number" ] && read -r number 2>/dev/null <sid; then
+    end_session "$number" KILL
+fi
 cd / && forget_program "$1/$2"
 echo "$word"
 """

@@ -253,6 +253,17 @@ def test_ending_it_ends_all_of_its_session(place: Place, tmp_path: Path) -> None
         place.programs.hear(name, 0, 0)
 
 
+def test_a_program_that_its_keeper_does_not_know_yet_is_ended(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = program_scripts.KEEPER.replace("program=$!\n", "program=$!\nsleep 5\n")
+    assert late != program_scripts.KEEPER
+    monkeypatch.setattr(program_scripts, "KEEPER", late)
+    name, first = place.start("sh", "-c", "echo $$; exec sleep 444", wait=4.0)
+    assert place.programs.end(name) is None
+    until(lambda: has_ended(int(first.out)))
+
+
 def test_what_is_written_until_the_last_moment_goes_too(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
