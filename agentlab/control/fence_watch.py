@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 
-from agentlab.errors import Conflict, NotOurs, Unavailable
+from agentlab.errors import AgentLabError, Conflict, Unavailable
 from agentlab.hypervisor.base import Power
 from agentlab.model.sandbox import SandboxState
 from agentlab.operations.context import World
@@ -49,11 +48,19 @@ def stop_strays(world: World) -> None:
         try:
             world.check_port(box.tap)
         except Conflict as stray:
-            machine = world.hypervisor.status(box.vmid)
-            if machine is None or machine.power is Power.STOPPED:
-                continue
-            with contextlib.suppress(NotOurs):  # somebody has taken its mark away
-                world.hypervisor.stop(box.vmid, owner=world.installation)
-                _log.warning(
-                    "sandbox %d was not behind its rules: it is stopped: %s", box.vmid, stray
-                )
+            _stop(world, box.vmid, stray)
+
+
+def _stop(world: World, vmid: int, stray: Conflict) -> None:
+    """One that cannot be stopped keeps no other its power; it is looked at again."""
+    try:
+        machine = world.hypervisor.status(vmid)
+        if machine is None or machine.power is Power.STOPPED:
+            return
+        world.hypervisor.stop(vmid, owner=world.installation)
+    except AgentLabError as error:
+        _log.warning(
+            "sandbox %d is not behind its rules (%s), and cannot be stopped: %s", vmid, stray, error
+        )
+    else:
+        _log.warning("sandbox %d was not behind its rules: it is stopped: %s", vmid, stray)

@@ -241,8 +241,8 @@ class Snapshots(Protocol):
         """
         ...
 
-    def snapshots(self, vmid: int) -> Sequence[str]:
-        """Names, oldest first; none that is still being taken or deleted, or was left half so."""
+    def snapshots(self, vmid: int, *, half: bool = False) -> Sequence[str]:
+        """Names, oldest first; only with `half` those being taken or deleted, or left half so."""
         ...
 
     def delete_snapshot(self, vmid: int, name: str, *, owner: str) -> None:

@@ -86,7 +86,9 @@ class Boot:
         hypervisor, owner = self._world.hypervisor, self._world.installation
         if held is not None:  # it may have been taken out, and not been given back
             hypervisor.attach(vmid, held.volid, owner=owner)
-        elif sandbox.state is not SandboxState.PROVISIONING:  # a new clone has none
+        elif sandbox.state is not SandboxState.PROVISIONING or call.operation.input.get(
+            "workspace"
+        ):
             self._refuse_anothers(sandbox)
         hypervisor.start(vmid, owner=owner)
         if hypervisor.capabilities.makes_taps:

@@ -135,7 +135,7 @@ def delete(world: World) -> Operation:
     """Deletes a snapshot; one that is not there is NotFound, so that a typing error is seen."""
 
     def look(call: Call) -> Result:
-        _need(world, call.operation.vmid, str(call.operation.input["name"]), "delete")
+        _need(world, call.operation.vmid, str(call.operation.input["name"]), "delete", half=True)
         return None
 
     def drop(call: Call) -> Result:
@@ -255,8 +255,8 @@ def _stopped(verb: str) -> Check:
     return begin
 
 
-def _need(world: World, vmid: int, name: str, verb: str) -> None:
-    there = world.hypervisor.snapshots(vmid)
+def _need(world: World, vmid: int, name: str, verb: str, *, half: bool = False) -> None:
+    there = world.hypervisor.snapshots(vmid, half=half)
     if name not in there:
         why = " (it is from before snapshots, or its storage has none)" if name == CLEAN else ""
         raise NotFound(

@@ -267,6 +267,23 @@ def plug_back(world: World, call: Call, vmid: int, workspace: Workspace) -> Resu
     return None
 
 
+def mount_back(world: World, call: Call, vmid: int, workspace: Workspace) -> Result:
+    """Has the guest mount a disk that it keeps, in an undo; says so when it does not."""
+    try:
+        if running(world, vmid):
+            work_mount.mount(world, workspace, vmid)
+    except AgentLabError as refused:
+        kind, identity = call.operation.kind, call.operation.id
+        text = f"workspace {workspace.name} is not mounted in sandbox {vmid}: {refused.message}"
+
+        def write(tx: Tx) -> Output:
+            events.append(tx, kind, text, vmid=vmid, operation=identity)
+            return {}
+
+        return write
+    return None
+
+
 class Detaching:
     """The steps of taking a workspace away from the sandbox `vmid`, the operation's by default."""
 
@@ -289,10 +306,7 @@ class Detaching:
             return None
         with call.store.read() as tx:
             workspace = live_workspace(tx, call.operation)
-        with contextlib.suppress(AgentLabError):
-            if running(self._world, call.operation.vmid):
-                work_mount.mount(self._world, workspace, call.operation.vmid)
-        return None
+        return mount_back(self._world, call, call.operation.vmid, workspace)
 
     def plug_again(self, call: Call) -> Result:
         """It may be out, and the lease is there still: a lease without its disk helps nobody."""

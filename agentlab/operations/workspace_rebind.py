@@ -19,6 +19,7 @@ from agentlab.operations.boot import close_record, handed_over, is_off, unfence
 from agentlab.operations.context import World
 from agentlab.operations.provision import Provision
 from agentlab.operations.workspace_attach import (
+    mount_back,
     mount_time,
     plug_back,
     refuse_sandbox,
@@ -143,11 +144,8 @@ class _Move:
         return None
 
     def mount_again(self, call: Call) -> Result:
-        vmid, _ = _old(call)
         if self._has_it(call):
-            with contextlib.suppress(AgentLabError):
-                if running(self._world, vmid):
-                    work_mount.mount(self._world, self._workspace(call), vmid)
+            return mount_back(self._world, call, _old(call)[0], self._workspace(call))
         return None
 
     def unplug(self, call: Call) -> Result:

@@ -156,7 +156,7 @@ class FakeHypervisor:
         if self._ours(vmid, owner).power is not Power.STOPPED:
             raise Conflict(f"machine {vmid} has power")
 
-    def snapshots(self, vmid: int) -> Sequence[str]:
+    def snapshots(self, vmid: int, *, half: bool = False) -> Sequence[str]:
         if vmid not in self.machines:
             raise NotFound(f"no machine {vmid}")
         return [*self.taken.get(vmid, {})]

@@ -62,7 +62,7 @@ def header_size(path: Path) -> int:
 def grow(path: Path, mib: int) -> None:
     """Makes the disk at least so large; never smaller."""
     if size(path) < mib:
-        _change("resize", "-q", "-f", "qcow2", path, f"{mib}M")
+        _change("resize", "-q", "-f", "qcow2", path, f"{mib}M", within=_TIMEOUT)
 
 
 def snapshots(path: Path) -> list[str]:
@@ -87,12 +87,12 @@ def mend_leaks(path: Path) -> None:
     _change("check", "-q", "-f", "qcow2", "-r", "leaks", path)
 
 
-def _change(*words: str | Path) -> None:
+def _change(*words: str | Path, within: float = _CHANGE) -> None:
     """Runs qemu-img once nobody else has the image: one that a killed daemon left ends soon."""
     deadline = Deadline.after(_PATIENCE)
     while True:
         try:
-            run.run(["qemu-img", *words], timeout=_CHANGE)
+            run.run(["qemu-img", *words], timeout=within)
         except run.CommandFailed as failed:
             if b'Failed to get "write" lock' not in failed.completed.stderr:
                 raise

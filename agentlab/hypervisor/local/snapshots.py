@@ -72,7 +72,7 @@ class LocalSnapshots(Place):
             raise NotFound(f"machine {vmid} has no snapshot {name}")
         return ()
 
-    def snapshots(self, vmid: int) -> Sequence[str]:
+    def snapshots(self, vmid: int, *, half: bool = False) -> Sequence[str]:  # noqa: ARG002  # never here
         record = self.machine(vmid).read()
         if record is None:
             raise NotFound(f"cannot list snapshots of machine {vmid}: there is no such machine")

@@ -6,6 +6,7 @@ attached.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from agentlab.errors import Busy, Conflict, NotFound, NotOurs
@@ -13,6 +14,7 @@ from agentlab.hypervisor.proxmox.dead_lock import is_dead, refusal, refuse_dead
 from agentlab.hypervisor.proxmox.inventory import Found
 from agentlab.hypervisor.proxmox.names import parse_drives, volume_owner
 from agentlab.hypervisor.proxmox.part import Part, as_read
+from agentlab.hypervisor.proxmox.transport import Refused
 
 WORK = "scsi1"  # the drive that a work disk is; a template keeps it free
 
@@ -43,13 +45,27 @@ class ProxmoxAttachments(Part):
             )
         what = f"cannot attach {volid} to VM {vmid}"
         change = {WORK: f"{volid},discard=on,serial=work"}
+        refuse_dead(found, self._inventory, what)
+        self._inventory.sure(found, owner, "attach a volume to")
         if volid in self._held(found):
             if _keys(self._live(found), volid) != [WORK]:
                 raise Busy(f"{what}: it is still being detached there")
-            change = {"revert": WORK}  # its guest has not let go of it, and keeps it
-        refuse_dead(found, self._inventory, what)
-        self._inventory.sure(found, owner, "attach a volume to")
+            found = self._taken_out(found, owner, what)
+            if volid in self._held(found):
+                change = {"revert": WORK}  # its guest has not let go of it, and keeps it
         self._api.change("PUT", f"{found.path}/config", {**change, **as_read(found)}, what=what)
+
+    def _taken_out(self, found: Found, owner: str, what: str) -> Found:
+        """Asks once more for a change that waits.
+
+        QEMU gives the disk up first and its controller then: when only that was late, the disk is
+        out, `revert` would plug nothing in, and this is done at once (PVE::QemuServer,
+        vm_deviceunplug and vmconfig_update_disk).
+        """
+        with contextlib.suppress(Refused):
+            asked = {"delete": WORK, **as_read(found)}
+            self._api.change("PUT", f"{found.path}/config", asked, what=what)
+        return self._inventory.ours(found.vmid, owner, "attach a volume to")
 
     def detach(self, vmid: int, volid: str, *, owner: str) -> None:
         self._need_ours(volid, owner, "detach")

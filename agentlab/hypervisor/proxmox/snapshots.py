@@ -175,8 +175,9 @@ class ProxmoxSnapshots(ProxmoxMachines):
             if entry.get("storage") in on
         )
 
-    def snapshots(self, vmid: int) -> Sequence[str]:
-        return [entry.name for entry in self._list(self._listed(vmid)) if not entry.half]
+    def snapshots(self, vmid: int, *, half: bool = False) -> Sequence[str]:
+        entries = self._list(self._listed(vmid))
+        return [entry.name for entry in entries if half or not entry.half]
 
     def _listed(self, vmid: int) -> Found:
         found = self._inventory.find(vmid)

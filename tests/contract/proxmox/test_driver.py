@@ -545,6 +545,9 @@ def test_half_a_snapshot_that_a_killed_task_left_is_told_with_the_remedy(
         assert list(hypervisor.snapshots(1012)) == []
         with proxmox_api.served.paused() as node:
             node._qm_lock(node.vm(1012), None)  # as the first remedy says
+    assert list(hypervisor.snapshots(1012, half=True)) == ["clean"]
+    hypervisor.delete_snapshot(1012, "clean", owner=OWNER)
+    assert list(hypervisor.snapshots(1012, half=True)) == []
     hypervisor.destroy(1012, owner=OWNER)
 
 
@@ -953,14 +956,40 @@ def test_a_disk_that_a_guest_did_not_let_go_of_is_its_own_again(proxmox: Proxmox
         hypervisor.detach(1012, volid, owner=OWNER)
     with proxmox.served.paused() as node:
         assert node.vm(1012).pending == {"scsi1": None}
-        del node.on_detach
     hypervisor.attach(1012, volid, owner=OWNER)
+    with proxmox.served.paused() as node:
+        del node.on_detach
     hypervisor.stop(1012, owner=OWNER)
     assert [volume.attached for volume in hypervisor.volumes(owner=OWNER)] == [(1012,)]
     with proxmox.served.paused() as node:
         assert volid in str(node.vm(1012).config["scsi1"])
     hypervisor.detach(1012, volid, owner=OWNER)
     hypervisor.free(volid, owner=OWNER)
+
+
+def test_a_disk_whose_controller_alone_was_late_is_plugged_in_again(proxmox: ProxmoxBench) -> None:
+    """Proxmox says the same error, and QEMU has no disk any more (vm_deviceunplug)."""
+    hypervisor = driver(proxmox)
+    made(proxmox)
+    volid = hypervisor.allot(990000, 64, storage="local", owner=OWNER)
+    hypervisor.attach(1012, volid, owner=OWNER)
+    hypervisor.start(1012, owner=OWNER)
+    plugged = []
+
+    def late(_: object, key: str, __: str) -> None:
+        raise TaskError(f"hotplug problem - error on hot-unplugging device '{key}'")
+
+    with proxmox.served.paused() as node:
+        node.on_detach = late
+        node.on_attach = lambda _, __, volume, ___: plugged.append(volume)
+    with pytest.raises(Conflict, match="hotplug problem"):
+        hypervisor.detach(1012, volid, owner=OWNER)
+    with proxmox.served.paused() as node:
+        node.on_detach = lambda *_: None  # it is out by now
+    hypervisor.attach(1012, volid, owner=OWNER)
+    assert plugged == [volid]
+    with proxmox.served.paused() as node:
+        assert node.vm(1012).pending == {}
 
 
 def test_a_detach_that_waits_is_done_when_the_guest_has_powered_itself_off(

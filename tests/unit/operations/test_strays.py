@@ -64,6 +64,17 @@ def test_one_whose_mark_is_gone_keeps_no_other_its_power(bench: Bench) -> None:
     assert hypervisor.machines[stray.vmid].power is Power.STOPPED
 
 
+def test_one_that_cannot_be_stopped_keeps_no_other_its_power(bench: Bench) -> None:
+    hypervisor = bench.hypervisor
+    hypervisor.capabilities = replace(hypervisor.capabilities, makes_taps=True)
+    away, stray = bench.new(), bench.new()
+    hypervisor.faults["stop"] = [Unavailable("its node is offline")]
+    bench.fence.elsewhere = [Conflict("the tap is not on this host") for _ in range(2)]
+    fence_watch.stop_strays(bench.world)
+    assert hypervisor.machines[away.vmid].power is Power.RUNNING
+    assert hypervisor.machines[stray.vmid].power is Power.STOPPED
+
+
 def test_whatever_keeps_us_from_proving_the_fence_takes_the_power(bench: Bench) -> None:
     hypervisor = bench.hypervisor
     hypervisor.capabilities = replace(hypervisor.capabilities, makes_taps=True)
