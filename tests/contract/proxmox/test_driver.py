@@ -939,19 +939,26 @@ def test_a_disk_that_the_guest_still_holds_is_not_detached(proxmox_api: ProxmoxB
     hypervisor.free(volid, owner=OWNER)
 
 
-def test_a_disk_that_a_guest_did_not_let_go_of_is_its_own_again(proxmox: ProxmoxBench) -> None:
-    """Proxmox says an error, and has it go at the next stop all the same."""
-    hypervisor = driver(proxmox)
-    made(proxmox)
+def with_work_disk(bench: ProxmoxBench) -> tuple[ProxmoxHypervisor, str]:
+    """A machine 1012 that runs with one."""
+    hypervisor = driver(bench)
+    made(bench)
     volid = hypervisor.allot(990000, 64, storage="local", owner=OWNER)
     hypervisor.attach(1012, volid, owner=OWNER)
     hypervisor.start(1012, owner=OWNER)
+    return hypervisor, volid
 
-    def on_detach(_: object, key: str, __: str) -> None:
-        raise TaskError(f"hotplug problem - error on hot-unplugging device '{key}'")
 
+def keeps_it(_: object, key: str, __: str) -> None:
+    """What Proxmox says of a disk whose guest does not let go (956)."""
+    raise TaskError(f"hotplug problem - error on hot-unplugging device '{key}'")
+
+
+def test_a_disk_that_a_guest_did_not_let_go_of_is_its_own_again(proxmox: ProxmoxBench) -> None:
+    """Proxmox says an error, and has it go at the next stop all the same."""
+    hypervisor, volid = with_work_disk(proxmox)
     with proxmox.served.paused() as node:
-        node.on_detach = on_detach
+        node.on_detach = keeps_it
     with pytest.raises(Conflict, match="hotplug problem"):
         hypervisor.detach(1012, volid, owner=OWNER)
     with proxmox.served.paused() as node:
@@ -969,18 +976,10 @@ def test_a_disk_that_a_guest_did_not_let_go_of_is_its_own_again(proxmox: Proxmox
 
 def test_a_disk_whose_controller_alone_was_late_is_plugged_in_again(proxmox: ProxmoxBench) -> None:
     """Proxmox says the same error, and QEMU has no disk any more (vm_deviceunplug)."""
-    hypervisor = driver(proxmox)
-    made(proxmox)
-    volid = hypervisor.allot(990000, 64, storage="local", owner=OWNER)
-    hypervisor.attach(1012, volid, owner=OWNER)
-    hypervisor.start(1012, owner=OWNER)
+    hypervisor, volid = with_work_disk(proxmox)
     plugged = []
-
-    def late(_: object, key: str, __: str) -> None:
-        raise TaskError(f"hotplug problem - error on hot-unplugging device '{key}'")
-
     with proxmox.served.paused() as node:
-        node.on_detach = late
+        node.on_detach = keeps_it
         node.on_attach = lambda _, __, volume, ___: plugged.append(volume)
     with pytest.raises(Conflict, match="hotplug problem"):
         hypervisor.detach(1012, volid, owner=OWNER)
@@ -996,11 +995,7 @@ def test_a_detach_that_waits_is_done_when_the_guest_has_powered_itself_off(
     proxmox_api: ProxmoxBench,
 ) -> None:
     """Then Proxmox does not make the changes that wait; it does with the next change."""
-    hypervisor = driver(proxmox_api)
-    made(proxmox_api)
-    volid = hypervisor.allot(990000, 64, storage="local", owner=OWNER)
-    hypervisor.attach(1012, volid, owner=OWNER)
-    hypervisor.start(1012, owner=OWNER)
+    hypervisor, volid = with_work_disk(proxmox_api)
     with proxmox_api.served.paused() as node:
         vm = node.vm(1012)
         vm.pending["scsi1"] = None

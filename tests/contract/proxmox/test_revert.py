@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,6 +107,18 @@ class Disks:
         return "failed" not in done.stdout + done.stderr
 
 
+@contextmanager
+def _installed(
+    bench: ProxmoxBench, directory: Path, storage: str
+) -> Iterator[tuple[Installation, ProxmoxHypervisor]]:
+    """An installation whose disks are on that storage."""
+    assert isinstance(bench.hypervisor, ProxmoxHypervisor)
+    with installation(directory, bench.hypervisor) as ours:
+        if storage == "tank":
+            _on_tank(ours, bench, directory)
+        yield ours, bench.hypervisor
+
+
 def _disks(bench: ProxmoxBench, vmid: int, volid: str) -> Disks:
     with bench.served.paused() as node:
         root = str(node.vm(vmid).config["scsi0"]).partition(",")[0]
@@ -116,11 +130,7 @@ def test_the_work_disk_is_byte_for_byte_what_it_was(
     storing: ProxmoxBench, tmp_path: Path, storage: str
 ) -> None:
     """Through revert, and through a snapshot that is taken and restored while it is attached."""
-    hypervisor = storing.hypervisor
-    assert isinstance(hypervisor, ProxmoxHypervisor)
-    with installation(tmp_path, hypervisor) as ours:
-        if storage == "tank":
-            _on_tank(ours, storing, tmp_path)
+    with _installed(storing, tmp_path, storage) as (ours, hypervisor):
         box = _new(ours)
         volid = hypervisor.allot(990000, 64, storage=storage, owner=OWNER)
         hypervisor.attach(box.vmid, volid, owner=OWNER)
@@ -239,11 +249,7 @@ def test_a_snapshot_of_somebody_else_that_has_the_work_disk_in_it_leaves_that_al
     storing: ProxmoxBench, tmp_path: Path, storage: str
 ) -> None:
     """Proxmox puts back, and deletes of, each volume that a snapshot names, whoever has it now."""
-    hypervisor = storing.hypervisor
-    assert isinstance(hypervisor, ProxmoxHypervisor)
-    with installation(tmp_path, hypervisor) as ours:
-        if storage == "tank":
-            _on_tank(ours, storing, tmp_path)
+    with _installed(storing, tmp_path, storage) as (ours, hypervisor):
         box, other = _new(ours), _new(ours, "other")
         for name in ("box", "other"):
             _ended(ours, sandbox_requests.act(ours.world, ours.runner, STOP, name, ""))

@@ -41,9 +41,9 @@ class SimulatedGuests:
     """Answers as the agents of guests that boot in `boot_secs` PVE seconds.
 
     `run` plays every program that is not `missing`: (vmid, argv, stdin) gives (exit status, stdout,
-    stderr).  It is called in a thread and may take its time.  `files` holds what file-read finds, by (vmid, path); `silent` the guests whose agent is
-    dead, `starting` those whose runner does not wait yet.  `interfaces` adds interfaces to every
-    guest (docker0, …).
+    stderr).  It is called in a thread and may take its time.  `files` holds what file-read finds,
+    by (vmid, path); `silent` the guests whose agent is dead, `starting` those whose runner does not
+    wait yet.  `interfaces` adds interfaces to every guest (docker0, …).
     """
 
     boot_secs: float = 0.0

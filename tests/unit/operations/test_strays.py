@@ -53,25 +53,18 @@ def test_one_that_is_kept_after_its_job_loses_its_power_too(
     assert bench.ended(bench.destroy(vmid)).state == "done"
 
 
-def test_one_whose_mark_is_gone_keeps_no_other_its_power(bench: Bench) -> None:
+@pytest.mark.parametrize("why", ["its mark is gone", "its node is offline"])
+def test_one_that_cannot_be_stopped_keeps_no_other_its_power(bench: Bench, why: str) -> None:
     hypervisor = bench.hypervisor
     hypervisor.capabilities = replace(hypervisor.capabilities, makes_taps=True)
-    taken, stray = bench.new(), bench.new()
-    hypervisor.machines[taken.vmid] = replace(hypervisor.machines[taken.vmid], owner="")
+    first, stray = bench.new(), bench.new()
+    if why == "its mark is gone":
+        hypervisor.machines[first.vmid] = replace(hypervisor.machines[first.vmid], owner="")
+    else:
+        hypervisor.faults["stop"] = [Unavailable(why)]
     bench.fence.elsewhere = [Conflict("the tap is not on this host") for _ in range(2)]
     fence_watch.stop_strays(bench.world)
-    assert hypervisor.machines[taken.vmid].power is Power.RUNNING
-    assert hypervisor.machines[stray.vmid].power is Power.STOPPED
-
-
-def test_one_that_cannot_be_stopped_keeps_no_other_its_power(bench: Bench) -> None:
-    hypervisor = bench.hypervisor
-    hypervisor.capabilities = replace(hypervisor.capabilities, makes_taps=True)
-    away, stray = bench.new(), bench.new()
-    hypervisor.faults["stop"] = [Unavailable("its node is offline")]
-    bench.fence.elsewhere = [Conflict("the tap is not on this host") for _ in range(2)]
-    fence_watch.stop_strays(bench.world)
-    assert hypervisor.machines[away.vmid].power is Power.RUNNING
+    assert hypervisor.machines[first.vmid].power is Power.RUNNING
     assert hypervisor.machines[stray.vmid].power is Power.STOPPED
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -59,6 +58,7 @@ from agentlab.hypervisor.proxmox.transport import (
 from agentlab.hypervisor.proxmox.zfs import parse_zfs_list, render_zfs_copy, render_zfs_list
 from agentlab.hypervisor.qemu_img import parse_progress
 from agentlab.model.sandbox import parse_snapshot_name
+from tests.fakes.slow_qemu_img import SECONDS, slow_qemu_img
 from tests.waiting import until
 
 DIR = Storage("local", "dir", path="/var/lib/vz")
@@ -681,26 +681,13 @@ def test_a_rollback_that_is_killed_is_done_again(files: Files, delay: float) -> 
     assert files.whole()
 
 
-_SLOW = """#!/bin/sh
-case "$*" in snapshot*)
-    echo "$3" >>"{told}"
-    sleep 2.5
-esac
-exec {real} "$@"
-"""
-
-
 def test_a_snapshot_takes_as_long_as_its_metadata_needs(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed and begun again it would never end, and leave room that nobody has each time."""
-    real, told, program = shutil.which("qemu-img"), tmp_path / "told", tmp_path / "bin/qemu-img"
-    program.parent.mkdir()
-    program.write_text(_SLOW.format(told=told, real=real))
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    told = slow_qemu_img(tmp_path, monkeypatch)
     assert tool.do.__kwdefaults__ == {"timeout": tool.QUICK}
-    monkeypatch.setitem(tool.do.__kwdefaults__, "timeout", 2.0)
+    monkeypatch.setitem(tool.do.__kwdefaults__, "timeout", SECONDS - 0.5)
     files.tools.snapshot(files.storage, FILE, "first")
     files.write(0xBB)
     files.tools.rollback(files.storage, FILE, "first")
