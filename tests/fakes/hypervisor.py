@@ -41,6 +41,7 @@ class FakeHypervisor:
     strangers: int = 0
     residue: set[int] = field(default_factory=set)
     taken: dict[int, dict[str, str]] = field(default_factory=dict)
+    half: set[str] = field(default_factory=set)  # names of those that a dead task has left so
     disks: dict[int, str] = field(default_factory=dict)
     newest_only: bool = False
     deaf: bool = False
@@ -159,7 +160,7 @@ class FakeHypervisor:
     def snapshots(self, vmid: int, *, half: bool = False) -> Sequence[str]:
         if vmid not in self.machines:
             raise NotFound(f"no machine {vmid}")
-        return [*self.taken.get(vmid, {})]
+        return [each for each in self.taken.get(vmid, {}) if half or each not in self.half]
 
     def delete_snapshot(self, vmid: int, name: str, *, owner: str) -> None:
         self._called("delete_snapshot")

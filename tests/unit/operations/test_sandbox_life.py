@@ -154,6 +154,19 @@ def test_snapshots_are_saved_listed_restored_and_deleted(bench: Bench) -> None:
     assert bench.hypervisor.snapshots(box.vmid) == ["clean"]
 
 
+def test_half_a_snapshot_is_not_listed_and_can_be_deleted(bench: Bench) -> None:
+    box, world = bench.new(), bench.world
+    vmid = str(box.vmid)
+    bench.act(STOP, box)
+    saved = sandbox_requests.save_snapshot(world, bench.runner, vmid, "", "before")
+    assert bench.ended(saved).state == "done"
+    bench.hypervisor.half.add("before")
+    assert bench.hypervisor.snapshots(box.vmid) == ["clean"]
+    gone = sandbox_requests.delete_snapshot(world, bench.runner, vmid, "", "before")
+    assert bench.ended(gone).state == "done"
+    assert bench.hypervisor.snapshots(box.vmid, half=True) == ["clean"]
+
+
 def test_later_snapshots_are_in_the_way_where_only_the_newest_can_be_restored(
     bench: Bench,
 ) -> None:

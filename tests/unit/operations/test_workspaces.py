@@ -13,7 +13,7 @@ from agentlab.model.job import JobState
 from agentlab.model.sandbox import SandboxSpec, SandboxState
 from agentlab.model.session import Session
 from agentlab.model.workspace import WorkspaceSpec, WorkspaceState
-from agentlab.operations import session_stop, workspace_create, workspace_volume
+from agentlab.operations import sandbox_requests, session_stop, workspace_create, workspace_volume
 from agentlab.operations import workspace_requests as requests
 from agentlab.operations.sandbox_power import START, STOP
 from agentlab.store import events, operations, sandboxes, sessions, workspaces
@@ -616,3 +616,20 @@ def test_a_sandbox_that_cannot_be_destroyed_has_given_its_workspace_up(bench: Wo
     assert bench.box(vmid).state is SandboxState.STOPPED
     assert (bench.workspace().state, bench.workspace().holder) == (WorkspaceState.DETACHED, 0)
     assert bench.hypervisor.plugged == {}
+
+
+def test_a_new_sandbox_does_not_start_with_a_disk_whose_lease_it_has_lost(bench: WorkBench) -> None:
+    """As by a hand in the database, between its attaching and its start."""
+    bench.make()
+    plain = bench.hypervisor.attach
+
+    def attach(vmid: int, volid: str, *, owner: str) -> None:
+        plain(vmid, volid, owner=owner)
+        with bench.world.store.write() as tx:
+            tx.execute("UPDATE workspace SET state = 'DETACHED', holder = 0, vmid = 0, nonce = ''")
+
+    bench.hypervisor.attach = attach  # type: ignore[method-assign]
+    spec = SandboxSpec("demo", name="box", workspace="work")
+    made = sandbox_requests.create(bench.world, bench.runner, spec, "")
+    assert "without a lease" in bench.ended(made).error
+    assert "start" not in bench.hypervisor.calls
