@@ -84,11 +84,10 @@ class Boot:
         with call.store.read() as tx:
             held = workspaces.held_by(tx, sandbox.id)
         hypervisor, owner = self._world.hypervisor, self._world.installation
+        asked = call.operation.input.get("workspace")
         if held is not None:  # it may have been taken out, and not been given back
             hypervisor.attach(vmid, held.volid, owner=owner)
-        elif sandbox.state is not SandboxState.PROVISIONING or call.operation.input.get(
-            "workspace"
-        ):
+        elif sandbox.state is not SandboxState.PROVISIONING or asked:  # else a clone, with none
             self._refuse_anothers(sandbox)
         hypervisor.start(vmid, owner=owner)
         if hypervisor.capabilities.makes_taps:
