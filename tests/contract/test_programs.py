@@ -264,6 +264,22 @@ def test_a_program_that_its_keeper_does_not_know_yet_is_ended(
     until(lambda: has_ended(int(first.out)))
 
 
+def test_a_program_that_begins_while_it_is_ended_is_ended(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves the keeper's session after it was looked for, and before that is ended."""
+    late = program_scripts.KEEPER.replace("    read -r sid _", "    sleep 2; read -r sid _")
+    slow = program_scripts.END.replace("\nend_keeper\n# what", "\nsleep 4; end_keeper\n# what")
+    assert late != program_scripts.KEEPER
+    assert slow != program_scripts.END
+    monkeypatch.setattr(program_scripts, "KEEPER", late)
+    monkeypatch.setattr(program_scripts, "END", slow)
+    seconds = f"444.{secrets.randbelow(10**9):09d}"
+    name, _ = place.start("sleep", seconds, wait=0.1)
+    assert place.programs.end(name) is None
+    until(lambda: _running(f"sleep {seconds}") == [])
+
+
 def test_what_is_written_until_the_last_moment_goes_too(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
